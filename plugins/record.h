@@ -1,0 +1,27 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace distro::plugins {
+
+/// A record body that is not what the codec writes. The message says what is wrong; the caller adds whose it is.
+class RecordError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+/// One participant's entries, unpacked and checked: every index is inside its tile and ascending, every value is finite.
+struct ParsedRecord {
+  /// Entries of tile t: [first[t], first[t + 1]).
+  std::vector<std::uint32_t> first;
+  std::vector<std::uint16_t> index;  ///< Within the tile.
+  std::vector<float> value;          ///< q.
+};
+
+}  // namespace distro::plugins
