@@ -3,9 +3,10 @@
 #include <cstddef>
 #include <cstdint>
 
-/// The mathematics of the exchange on flat memory. Pure noexcept functions on memory that the caller owns: no allocation,
-/// no threads, no I/O. One body (kernels/cpu/body.inc.h) is compiled once per instruction set, with floating-point
-/// contraction off and in a fixed order, so that every table below gives the same bits.
+/// The mathematics of the exchange on flat memory. Pure noexcept functions on memory that the
+/// caller owns: no allocation, no threads, no I/O. One body (kernels/cpu/body.inc.h) is compiled
+/// once per instruction set, with floating-point contraction off and in a fixed order, so that
+/// every table below gives the same bits.
 namespace distro::kernels {
 
 /// Consecutive weights that share one selection.
@@ -18,41 +19,57 @@ enum class DType : std::uint8_t { f32, f64, f16, bf16 };
 
 [[nodiscard]] constexpr std::size_t size_of(DType dtype) noexcept {
   switch (dtype) {
-    case DType::f32: return 4;
-    case DType::f64: return 8;
+    case DType::f32:
+      return 4;
+    case DType::f64:
+      return 8;
     case DType::f16:
-    case DType::bf16: return 2;
+    case DType::bf16:
+      return 2;
   }
   return 0;
 }
 
+/// A weight of this magnitude or more counts as non-finite: a run that is there has diverged, and
+/// below it no sum or difference of weights and moves that the codecs form can overflow.
+inline constexpr float kLargestWeight = 0x1p100F;
+
 /// What absorb() saw of the optimizer's move.
 struct Move {
-  double absolute_sum = 0.0;  ///< Sum of |x - x as it was left|.
+  double absolute_sum =
+      0.0;  ///< Sum of |x - x as it was left|; 16 fp32 lanes, added in lane order.
   float absolute_max = 0.0F;
-  bool finite = true;         ///< All x were finite.
+  bool finite = true;  ///< All moves were finite (for finite w and r: all x were).
 };
 
-/// One instruction set's functions. n <= kTileElements everywhere; pointers need their type's alignment only.
+/// One instruction set's functions. n <= kTileElements everywhere; pointers need their type's
+/// alignment only.
 struct KernelTable {
   Isa isa;
 
-  /// r += x - round(w + share * r), where round() is to x's type: what the optimizer did since restore().
-  /// f64 works in f64 on the promoted w and r, and rounds the move to f32.
-  Move (*absorb)(DType dtype, const void* x, const float* w, float* r, std::size_t n, float share) noexcept;
+  /// r += x - round(w + share * r), where round() is to x's type: what the optimizer did since
+  /// restore(). f64 works in f64 on the promoted w and r, and rounds the move to f32.
+  Move (*absorb)(DType dtype, const void* x, const float* w, float* r, std::size_t n,
+                 float share) noexcept;
 
   /// x = round(w + share * r), to x's type.
-  void (*restore)(DType dtype, void* x, const float* w, const float* r, std::size_t n, float share) noexcept;
+  void (*restore)(DType dtype, void* x, const float* w, const float* r, std::size_t n,
+                  float share) noexcept;
 
-  /// w = x rounded to f32. Returns whether all are finite.
+  /// Whether all |x| < kLargestWeight. Reads x once and writes nothing.
+  bool (*finite)(DType dtype, const void* x, std::size_t n) noexcept;
+
+  /// w = x rounded to f32. Returns whether all |x| < kLargestWeight.
   bool (*adopt)(DType dtype, const void* x, float* w, std::size_t n) noexcept;
 
-  /// The k non-zero entries of r of largest magnitude, ties to the lowest index; ascending indices into `index`
-  /// (room for k). Returns how many: k, or fewer when r has fewer non-zero entries. NaN-free input.
-  std::size_t (*select)(const float* r, std::size_t n, std::size_t k, std::uint16_t* index) noexcept;
+  /// The k non-zero entries of r of largest magnitude, ties to the lowest index; ascending indices
+  /// into `index` (room for k). Returns how many: k, or fewer when r has fewer non-zero entries.
+  /// NaN-free input.
+  std::size_t (*select)(const float* r, std::size_t n, std::size_t k,
+                        std::uint16_t* index) noexcept;
 
-  /// Sum over j of mix(first + j, bits of w[j]), modulo 2^64: order-independent, so it can be kept up to date by
-  /// subtracting an entry's old mix and adding its new one.
+  /// Sum over j of mix(first + j, bits of w[j]), modulo 2^64: order-independent, so it can be kept
+  /// up to date by subtracting an entry's old mix and adding its new one.
   std::uint64_t (*checksum)(const float* w, std::size_t n, std::uint64_t first) noexcept;
 };
 

@@ -25,7 +25,8 @@ struct Tile {
   std::size_t segments = 0;
 };
 
-/// Tiles that share one scale and are one task: at most 16, of one tensor (or of the pool of small tensors).
+/// Tiles that share one scale and are one task: at most 16, of one tensor (or of the pool of small
+/// tensors).
 struct TileRun {
   std::size_t first_tile = 0;
   std::size_t tiles = 0;
@@ -33,9 +34,10 @@ struct TileRun {
 
 /// How the weights of a module are cut into tiles; the same on all ranks.
 ///
-/// Flat order of W and R: first every tensor of at least 4096 elements, in order, each beginning a tile of its own and
-/// cut every 4096 elements; then the pool: all smaller tensors, one after the other, cut every 4096 elements of the pool, so that
-/// small tensors share tiles (a norm of 768 weights alone would need two entries of its own).
+/// Flat order of W and R: first every tensor of at least 4096 elements, in order, each beginning a
+/// tile of its own and cut every 4096 elements; then the pool: all smaller tensors, one after the
+/// other, cut every 4096 elements of the pool, so that small tensors share tiles (a norm of 768
+/// weights alone would need two entries of its own).
 class Geometry {
  public:
   /// elements[i]: number of weights of tensor i. Zero-element tensors are allowed and have no tile.

@@ -10,13 +10,15 @@
 
 namespace distro::plugins {
 
-/// A record body that is not what the codec writes. The message says what is wrong; the caller adds whose it is.
+/// A record body that is not what the codec writes. The message says what is wrong; the caller adds
+/// whose it is.
 class RecordError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
 };
 
-/// One participant's entries, unpacked and checked: every index is inside its tile and ascending, every value is finite.
+/// One participant's entries, unpacked and checked: every index is inside its tile and ascending,
+/// every value is finite.
 struct ParsedRecord {
   /// Entries of tile t: [first[t], first[t + 1]).
   std::vector<std::uint32_t> first;

@@ -12,7 +12,6 @@
 #include "plugins/geometry.h"
 #include "plugins/record.h"
 
-
 namespace distro::plugins {
 
 /// The script's weights of one parameter, as they lie in memory now. Borrowed for one call.
@@ -22,14 +21,16 @@ struct TensorView {
   std::size_t elements = 0;
 };
 
-/// How the codec of one module works; the same on all ranks but for isa and threads, which change no bit.
+/// How the codec of one module works; the same on all ranks but for isa and threads, which change
+/// no bit.
 struct WeightsConfig {
   std::uint32_t k = 6;           ///< Entries kept per 4096.
   std::uint32_t value_bits = 1;  ///< 1: sign x shared scale; 32: exact fp32 values.
   kernels::Isa isa = kernels::Isa::scalar;
 };
 
-/// One participant's record in an exchange, with its weight (its share of all ranks; all weights sum to 1).
+/// One participant's record in an exchange, with its weight (its share of all ranks; all weights
+/// sum to 1).
 struct Contribution {
   const ParsedRecord* record = nullptr;
   float weight = 0.0F;
@@ -44,20 +45,23 @@ struct Due {
 
 /// What one step saw and made.
 struct Step {
-  std::vector<std::byte> record;     ///< The record's body, ready for the wire.
-  double move_mean = 0.0;            ///< Mean |move| over all weights.
-  /// First tensor with a non-finite weight. Then the record is empty and W, R and x are as they were.
+  std::vector<std::byte> record;  ///< The record's body, ready for the wire.
+  double move_mean = 0.0;         ///< Mean |move| over all weights.
+  /// First tensor with a non-finite weight. Then the record is empty and W, R and x are as they
+  /// were.
   std::optional<std::size_t> non_finite;
 };
 
-/// The `weights` mode codec of one module on one rank (docs/algorithm: reference W, residual R, top k of R by tile).
+/// The `weights` mode codec of one module on one rank (docs/algorithm: reference W, residual R, top
+/// k of R by tile).
 ///
-/// State, fp32, one value a weight: W, the same bits on every rank; R, what this participant moved that is not in W yet,
-/// *entries in flight included* (they leave R when their exchange is applied), so that between calls
-/// x = W + share * R holds for every entry whatever the delay.
+/// State, fp32, one value a weight: W, the same bits on every rank; R, what this participant moved
+/// that is not in W yet, *entries in flight included* (they leave R when their exchange is
+/// applied), so that between calls x = W + share * R holds for every entry whatever the delay.
 ///
-/// Work runs as oneTBB tasks over runs of tiles inside the caller's arena (tbb::this_task_arena). Not thread-safe: one call at a time. No
-/// call changes W but begin(), settle() and advance(), and those only by what all ranks know, in participant order.
+/// Work runs as oneTBB tasks over runs of tiles inside the caller's arena (tbb::this_task_arena).
+/// Not thread-safe: one call at a time. No call changes W but begin(), settle() and advance(), and
+/// those only by what all ranks know, in participant order.
 class WeightsCodec {
  public:
   WeightsCodec(Geometry geometry, WeightsConfig config);
@@ -67,12 +71,14 @@ class WeightsCodec {
 
   [[nodiscard]] const Geometry& geometry() const noexcept;
 
-  /// W = x rounded to fp32, R = 0. Returns the first tensor with a non-finite weight, if any (W is then unusable).
+  /// W = x rounded to fp32, R = 0. Returns the first tensor with a non-finite weight, if any (W is
+  /// then unusable).
   std::optional<std::size_t> begin(std::span<const TensorView> x);
 
-  /// Delay 1, one pass: absorb the optimizer's move (x was left at W + share_before * R), apply the exchange that is due (null: none),
-  /// select and encode, leave x = W + share_after * R.
-  Step advance(std::span<const TensorView> x, const Due* due, float share_before, float share_after);
+  /// Delay 1, one pass: absorb the optimizer's move (x was left at W + share_before * R), apply the
+  /// exchange that is due (null: none), select and encode, leave x = W + share_after * R.
+  Step advance(std::span<const TensorView> x, const Due* due, float share_before,
+               float share_after);
 
   /// Delay 0, first half: absorb, select and encode. x is not written.
   Step encode(std::span<const TensorView> x, float share_before);
@@ -80,13 +86,15 @@ class WeightsCodec {
   /// Delay 0, second half: apply the exchange, leave x = W + share_after * R.
   void settle(std::span<const TensorView> x, const Due& due, float share_after);
 
-  /// Apply the exchange that is due to W and R, reading and writing no x (the script has overwritten it).
+  /// Apply the exchange that is due to W and R, reading and writing no x (the script has
+  /// overwritten it).
   void apply(const Due& due);
 
   /// The body of a record that sends nothing.
   [[nodiscard]] std::vector<std::byte> empty_record() const;
 
-  /// Check and unpack a record body that a peer sent (or the own one). Throws RecordError on any malformed byte.
+  /// Check and unpack a record body that a peer sent (or the own one). Throws RecordError on any
+  /// malformed byte.
   [[nodiscard]] ParsedRecord parse(std::span<const std::byte> body) const;
 
   /// Checksum over all of W, kept up to date entry by entry.
@@ -96,8 +104,10 @@ class WeightsCodec {
   [[nodiscard]] std::span<const float> reference(std::size_t tensor) const noexcept;
   [[nodiscard]] std::span<const float> residual(std::size_t tensor) const noexcept;
 
-  /// Replace the state of tensor i (a per-rank resume). Sizes must match; call rehash() after the last one.
-  void restore_state(std::size_t tensor, std::span<const float> reference, std::span<const float> residual);
+  /// Replace the state of tensor i (a per-rank resume). Sizes must match; call rehash() after the
+  /// last one.
+  void restore_state(std::size_t tensor, std::span<const float> reference,
+                     std::span<const float> residual);
   void rehash();
 
  private:

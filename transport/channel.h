@@ -27,15 +27,17 @@ enum class Carrier {
 
 /// What a rank publishes in the rendezvous, so that its peers can find and recognise it.
 struct PeerAddress {
-  std::string endpoint;          ///< ZeroMQ endpoint to connect to.
-  std::uint64_t session = 0;     ///< Random; tells this incarnation of the rank from an earlier one.
-  std::uint32_t protocol = 0;    ///< Version of the session protocol.
-  std::string host;              ///< Identity of the host and its pid namespace; equal strings: same host.
-  std::int64_t pid = 0;          ///< Process, meaningful to ranks with an equal `host` only.
-  std::uint64_t pid_start = 0;   ///< Start time of the process in clock ticks, against reuse of a pid.
+  std::string endpoint;        ///< ZeroMQ endpoint to connect to.
+  std::uint64_t session = 0;   ///< Random; tells this incarnation of the rank from an earlier one.
+  std::uint32_t protocol = 0;  ///< Version of the session protocol.
+  std::string host;      ///< Identity of the host and its pid namespace; equal strings: same host.
+  std::int64_t pid = 0;  ///< Process, meaningful to ranks with an equal `host` only.
+  std::uint64_t pid_start =
+      0;  ///< Start time of the process in clock ticks, against reuse of a pid.
 };
 
-/// Options of one group's channel. Sizes in bytes. The defaults are for the internet; tests shrink them.
+/// Options of one group's channel. Sizes in bytes. The defaults are for the internet; tests shrink
+/// them.
 struct ChannelConfig {
   int rank = 0;
   int world_size = 1;
@@ -45,29 +47,33 @@ struct ChannelConfig {
   std::string advertise;                   ///< tcp: host told to peers; empty: bind_address.
   std::uint16_t first_port = 0;            ///< tcp: range of ports to bind; 0: any free port.
   std::uint16_t last_port = 0;
-  bool insecure = false;                   ///< Allow plain text beyond loopback (DISTRO_INSECURE=1).
+  bool insecure = false;  ///< Allow plain text beyond loopback (DISTRO_INSECURE=1).
   std::chrono::milliseconds timeout{std::chrono::minutes(30)};  ///< The group's time-out.
   std::size_t chunk_bytes = std::size_t{64} << 10;
-  std::size_t window_bytes = std::size_t{8} << 20;      ///< Unacknowledged bytes in flight to one peer.
-  std::size_t inbox_bytes = std::size_t{256} << 20;     ///< Received and not yet taken, per peer: above it, acknowledgements wait.
+  std::size_t window_bytes = std::size_t{8} << 20;  ///< Unacknowledged bytes in flight to one peer.
+  std::size_t inbox_bytes =
+      std::size_t{256}
+      << 20;  ///< Received and not yet taken, per peer: above it, acknowledgements wait.
   std::size_t max_message_bytes = std::size_t{1} << 30;
-  std::chrono::milliseconds resend_after{10'000};       ///< No progress of acknowledgements for so long: resend.
+  std::chrono::milliseconds resend_after{
+      10'000};  ///< No progress of acknowledgements for so long: resend.
   std::chrono::milliseconds keepalive{5'000};
 };
 
-/// Counters since the channel was opened. "Socket bytes" is everything ZeroMQ was given and gave: headers,
-/// acknowledgements, hellos and resends included.
+/// Counters since the channel was opened. "Socket bytes" is everything ZeroMQ was given and gave:
+/// headers, acknowledgements, hellos and resends included.
 struct ChannelCounters {
   std::uint64_t socket_bytes_sent = 0;
   std::uint64_t socket_bytes_received = 0;
   std::uint64_t resent_frames = 0;
   std::uint64_t reconnects = 0;
-  std::uint64_t rejected_frames = 0;   ///< Malformed, stale or from strangers.
+  std::uint64_t rejected_frames = 0;  ///< Malformed, stale or from strangers.
   std::uint64_t duplicate_frames = 0;
 };
 
-/// Reliable, ordered messages between the ranks of one group, with deadlines. All members are thread-safe
-/// except that close() must be the last call. The sockets belong to the process's one I/O thread.
+/// Reliable, ordered messages between the ranks of one group, with deadlines. All members are
+/// thread-safe except that close() must be the last call. The sockets belong to the process's one
+/// I/O thread.
 class Channel {
  public:
   virtual ~Channel() = default;
@@ -75,24 +81,26 @@ class Channel {
   /// What peers need to reach this rank.
   [[nodiscard]] virtual PeerAddress address() const = 0;
 
-  /// Start connecting to all peers; `peers[r]` is rank r's address, the own entry is ignored. Returns at once.
-  /// Throws ProtocolError when a peer speaks another protocol version (names it).
+  /// Start connecting to all peers; `peers[r]` is rank r's address, the own entry is ignored.
+  /// Returns at once. Throws ProtocolError when a peer speaks another protocol version (names it).
   virtual void connect(std::vector<PeerAddress> peers) = 0;
 
-  /// Queue a message for `peer`. Returns at once; messages to one peer arrive in order, each exactly once.
-  /// Throws PeerError if the peer is lost or the channel is closed.
+  /// Queue a message for `peer`. Returns at once; messages to one peer arrive in order, each
+  /// exactly once. Throws PeerError if the peer is lost or the channel is closed.
   virtual void send(int peer, SharedBytes message) = 0;
 
   /// The next message from `peer`. Messages that have arrived are handed out first; then throws
-  /// PeerLost (of whichever rank of the group is lost, for it will be waited for in vain), PeerLeft (of `peer`), or
-  /// PeerTimeout at the deadline, with who is late, by how much and when it was last heard.
+  /// PeerLost (of whichever rank of the group is lost, for it will be waited for in vain), PeerLeft
+  /// (of `peer`), or PeerTimeout at the deadline, with who is late, by how much and when it was
+  /// last heard.
   virtual Bytes receive(int peer, Deadline deadline) = 0;
 
   /// As receive, but an empty optional at once if nothing has arrived and nobody is lost.
   virtual std::optional<Bytes> try_receive(int peer) = 0;
 
-  /// Tell all peers that the group cannot go on because of `culprit` (may be this rank). Every receive on every rank
-  /// then throws PeerLost of the culprit, once the messages that arrived before are taken. Returns at once.
+  /// Tell all peers that the group cannot go on because of `culprit` (may be this rank). Every
+  /// receive on every rank then throws PeerLost of the culprit, once the messages that arrived
+  /// before are taken. Returns at once.
   virtual void abort(int culprit, std::string_view reason) = 0;
 
   /// The first rank known to be lost, with the reason; empty if there is none.
@@ -100,8 +108,9 @@ class Channel {
 
   [[nodiscard]] virtual ChannelCounters counters() const = 0;
 
-  /// Deliver what was sent (until acknowledged by every living peer, or the deadline), say goodbye, close the
-  /// sockets. Never throws; what could not be delivered is logged. Idempotent. The destructor closes without delivering.
+  /// Deliver what was sent (until acknowledged by every living peer, or the deadline), say goodbye,
+  /// close the sockets. Never throws; what could not be delivered is logged. Idempotent. The
+  /// destructor closes without delivering.
   virtual void close(Deadline deadline) noexcept = 0;
 };
 

@@ -5,7 +5,8 @@
 
 namespace distro::transport {
 
-/// Base of every error of the transport. The message says what happened, to which rank, and what to do.
+/// Base of every error of the transport. The message says what happened, to which rank, and what to
+/// do.
 class TransportError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
@@ -36,7 +37,8 @@ class PeerError : public TransportError {
   int rank_;
 };
 
-/// The peer's process ended, or its connection stayed away, without a goodbye; or a peer told us of such a rank.
+/// The peer's process ended, or its connection stayed away, without a goodbye; or a peer told us of
+/// such a rank.
 class PeerLost : public PeerError {
  public:
   using PeerError::PeerError;

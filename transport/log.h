@@ -7,8 +7,8 @@ namespace distro::transport {
 enum class LogLevel { error, warning, info, debug };
 
 /// Set the level of the process's log (stderr, one line an event, "[distro rank N] ..." prefixed by
-/// the caller). Thread-safe. The logger is spdlog's registry entry "torch_distro", the one global of this room
-/// beside the I/O service.
+/// the caller). Thread-safe. The logger is spdlog's registry entry "torch_distro", the one global
+/// of this room beside the I/O service.
 void set_log_level(LogLevel level);
 
 /// Write one line. Thread-safe, never throws.

@@ -1,0 +1,24 @@
+#pragma once
+
+#include <torch/csrc/distributed/c10d/exception.h>
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "backend/exchange/group.h"
+
+namespace distro::c10d_backend {
+
+/// Run `work`, a step of `operation`, and turn what it throws into torch's types: every failure of
+/// the exchange or of the inner backend becomes c10::DistBackendError that names the rank to blame
+/// where one is known (bad tensors from the caller stay what they are). Before it throws, the other
+/// ranks are told.
+void translate(exchange::Group& group, const std::string& operation,
+               const std::function<void()>& work);
+
+/// The same for an error that was caught elsewhere.
+std::exception_ptr translated(exchange::Group& group, const std::string& operation,
+                              std::exception_ptr error);
+
+}  // namespace distro::c10d_backend

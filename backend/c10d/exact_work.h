@@ -1,0 +1,40 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <torch/csrc/distributed/c10d/Work.hpp>
+#include <vector>
+
+#include "backend/exchange/group.h"
+
+namespace distro::c10d_backend {
+
+/// A collective that runs exactly in the inner backend. Adds to the inner Work: errors that name
+/// the rank, and an optional last act on the outputs (the division of AVG, which is done here
+/// because the inner backend's is not trusted).
+class ExactWork : public c10d::Work {
+ public:
+  ExactWork(c10::intrusive_ptr<c10d::Work> inner, std::shared_ptr<exchange::Group> group,
+            c10d::OpType operation, std::function<void()> last_act);
+
+  bool isCompleted() override;
+  bool isSuccess() const override;
+  std::exception_ptr exception() const override;
+  int sourceRank() const override;
+  std::vector<at::Tensor> result() override;
+  void synchronize() override;
+  bool wait(std::chrono::milliseconds timeout = kNoTimeout) override;
+  void abort() override;
+  c10::intrusive_ptr<c10::ivalue::Future> getFuture() override;
+  uint64_t getSequencenumber() const override;
+
+ private:
+  const c10::intrusive_ptr<c10d::Work> inner_;
+  const std::shared_ptr<exchange::Group> group_;
+  const std::string operation_;
+  c10::intrusive_ptr<c10::ivalue::Future>
+      future_;  // null where the inner Work has none (send, receive)
+};
+
+}  // namespace distro::c10d_backend

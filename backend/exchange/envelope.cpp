@@ -1,0 +1,106 @@
+#include "backend/exchange/envelope.h"
+
+#include <fmt/format.h>
+#include <xxhash.h>
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+namespace distro::exchange {
+namespace {
+
+constexpr std::uint32_t kMagic = 0x52545844;  // "DXTR"
+constexpr std::uint8_t kVersion = 1;
+constexpr std::size_t kHeaderBytes = 44;
+constexpr std::size_t kCheckBytes = 8;
+static_assert(kHeaderBytes + kCheckBytes == kEnvelopeBytes);
+// The layout is little-endian; a big-endian port has to swap in put() and get().
+static_assert(std::endian::native == std::endian::little);
+
+template <typename Value>
+void put(std::byte*& out, Value value) {
+  std::memcpy(out, &value, sizeof value);
+  out += sizeof value;
+}
+
+template <typename Value>
+Value get(const std::byte*& in) {
+  Value value;
+  std::memcpy(&value, in, sizeof value);
+  in += sizeof value;
+  return value;
+}
+
+}  // namespace
+
+std::vector<std::byte> seal(const Envelope& envelope, std::span<const std::byte> body) {
+  if (body.size() > UINT32_MAX) {
+    throw EnvelopeError(fmt::format(
+        "a record of {} bytes is larger than the protocol allows (4 GiB)", body.size()));
+  }
+  std::vector<std::byte> message(kEnvelopeBytes + body.size());
+  std::byte* out = message.data();
+  put(out, kMagic);
+  put(out, kVersion);
+  put(out, static_cast<std::uint8_t>(envelope.kind));
+  put(out, envelope.flags);
+  put(out, envelope.module);
+  put(out, envelope.gain);
+  put(out, envelope.exchange);
+  put(out, envelope.geometry);
+  put(out, envelope.checksum);
+  put(out, static_cast<std::uint32_t>(body.size()));
+  if (!body.empty()) {
+    std::memcpy(out, body.data(), body.size());
+    out += body.size();
+  }
+  put(out, static_cast<std::uint64_t>(XXH3_64bits(message.data(), kHeaderBytes + body.size())));
+  return message;
+}
+
+Opened open(std::span<const std::byte> message) {
+  if (message.size() < kEnvelopeBytes) {
+    throw EnvelopeError(
+        fmt::format("{} bytes, but the shortest message has {}", message.size(), kEnvelopeBytes));
+  }
+  const std::byte* in = message.data();
+  Opened opened;
+  if (const auto magic = get<std::uint32_t>(in); magic != kMagic) {
+    throw EnvelopeError(fmt::format("magic number {:#x}, expected {:#x}", magic, kMagic));
+  }
+  if (const auto version = get<std::uint8_t>(in); version != kVersion) {
+    throw EnvelopeError(fmt::format("record version {}, this rank speaks {}", version, kVersion));
+  }
+  const auto kind = get<std::uint8_t>(in);
+  opened.envelope.flags = get<std::uint16_t>(in);
+  opened.envelope.module = get<std::uint32_t>(in);
+  opened.envelope.gain = get<float>(in);
+  opened.envelope.exchange = get<std::uint64_t>(in);
+  opened.envelope.geometry = get<std::uint64_t>(in);
+  opened.envelope.checksum = get<std::uint64_t>(in);
+  const std::size_t body_bytes = get<std::uint32_t>(in);
+  if (body_bytes != message.size() - kEnvelopeBytes) {
+    throw EnvelopeError(fmt::format("announces a body of {} bytes, has {}", body_bytes,
+                                    message.size() - kEnvelopeBytes));
+  }
+  opened.body = message.subspan(kHeaderBytes, body_bytes);
+  in += body_bytes;
+  if (get<std::uint64_t>(in) != XXH3_64bits(message.data(), kHeaderBytes + body_bytes)) {
+    throw EnvelopeError("its checksum does not fit its bytes");
+  }
+  if (kind < static_cast<std::uint8_t>(MessageKind::begin) ||
+      kind > static_cast<std::uint8_t>(MessageKind::describe)) {
+    throw EnvelopeError(fmt::format("unknown kind {}", kind));
+  }
+  opened.envelope.kind = static_cast<MessageKind>(kind);
+  if ((opened.envelope.flags & ~(kAsksResync | kNonFinite)) != 0) {
+    throw EnvelopeError(fmt::format("unknown flags {:#x}", opened.envelope.flags));
+  }
+  if (!std::isfinite(opened.envelope.gain)) {
+    throw EnvelopeError("its gain is not finite");
+  }
+  return opened;
+}
+
+}  // namespace distro::exchange

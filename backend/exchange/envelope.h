@@ -1,0 +1,57 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <stdexcept>
+#include <vector>
+
+namespace distro::exchange {
+
+/// A message of a peer that is not what the engine writes. The caller adds whose it is.
+class EnvelopeError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+enum class MessageKind : std::uint8_t {
+  begin = 1,  ///< A module's first training forward: geometry and checksum of the initial weights.
+  step = 2,   ///< One exchange; the body is the codec's record.
+  average = 3,   ///< The rank has called average(); no body.
+  describe = 4,  ///< Names and shapes of the module's tensors, sent when geometries differ; the
+                 ///< body is text.
+};
+
+/// Flags of a message.
+/// kAsksResync: the script has overwritten the weights of this rank.
+/// kNonFinite: this rank's weights are not finite; the body is the tensor's index (u32).
+inline constexpr std::uint16_t kAsksResync = 1;
+inline constexpr std::uint16_t kNonFinite = 2;
+
+/// What stands before every record (docs/protocol.md gives the bytes).
+struct Envelope {
+  MessageKind kind = MessageKind::step;
+  std::uint16_t flags = 0;
+  std::uint32_t module = 0;    ///< Ordinal of the module in its group.
+  float gain = 0.0F;           ///< What the sender will multiply the mean of this exchange by.
+  std::uint64_t exchange = 0;  ///< Number of the exchange, from 1; 0 in begin and describe.
+  std::uint64_t geometry = 0;  ///< Hash of the module's tensors and of the codec's parameters.
+  std::uint64_t checksum = 0;  ///< Of the sender's W before this exchange.
+};
+
+/// Size of everything in a message that is not body, in bytes.
+inline constexpr std::size_t kEnvelopeBytes = 52;
+
+/// The message: envelope, body, and a 64-bit XXH3 over both.
+std::vector<std::byte> seal(const Envelope& envelope, std::span<const std::byte> body);
+
+/// A checked message; `body` borrows from the bytes given to open().
+struct Opened {
+  Envelope envelope;
+  std::span<const std::byte> body;
+};
+
+/// Check and take apart what a peer sent. Throws EnvelopeError on any change of any byte.
+Opened open(std::span<const std::byte> message);
+
+}  // namespace distro::exchange

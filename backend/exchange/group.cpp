@@ -1,0 +1,112 @@
+#include "backend/exchange/group.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <thread>
+
+namespace distro::exchange {
+namespace {
+
+int threads(const Options& options, int local_ranks) {
+  if (options.threads > 0) {
+    return options.threads;
+  }
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / local_ranks);
+}
+
+}  // namespace
+
+std::shared_ptr<Group> Group::join(const Identity& identity, const Options& options,
+                                   BlobStore& store) {
+  transport::set_log_level(options.log_level);
+  Meeting meeting;
+  if (identity.world_size > 1) {
+    meeting = meet(store, identity, options);
+  }
+  return std::shared_ptr<Group>(new Group(
+      identity, options,
+      std::move(meeting)));  // NOLINT(cppcoreguidelines-owning-memory): private constructor
+}
+
+Group::Group(const Identity& identity, const Options& options, Meeting meeting)
+    : identity_(identity),
+      options_(options),
+      bind_address_(std::move(meeting.bind_address)),
+      channel_(std::move(meeting.channel)),
+      arena_(threads(options, meeting.local_ranks)) {
+  if (channel_) {
+    mailbox_.emplace(*channel_, counters_, identity_.rank);
+  }
+}
+
+transport::ChannelCounters Group::channel_counters() const {
+  return channel_ ? channel_->counters() : transport::ChannelCounters{};
+}
+
+std::uint32_t Group::next_module() {
+  const std::lock_guard lock(mutex_);
+  return modules_++;
+}
+
+void Group::broadcast(transport::Bytes message) {
+  const auto shared = std::make_shared<const transport::Bytes>(std::move(message));
+  for (int peer = 0; peer < world_size(); ++peer) {
+    if (peer != rank()) {
+      channel_->send(peer, shared);
+      counters_.payload_bytes_sent.fetch_add(shared->size(), std::memory_order_relaxed);
+    }
+  }
+}
+
+Letter Group::take(int peer, const Subject& subject, transport::Deadline deadline) {
+  return mailbox_->take(peer, subject, deadline);
+}
+
+void Group::forget(std::uint32_t module) {
+  if (mailbox_) {
+    mailbox_->forget(module);
+  }
+}
+
+void Group::abort(int culprit, std::string_view reason) {
+  if (channel_) {
+    channel_->abort(culprit, reason);
+  }
+}
+
+std::optional<transport::PeerLost> Group::lost(std::chrono::milliseconds patience) const {
+  if (!channel_) {
+    return std::nullopt;
+  }
+  const auto until = transport::Clock::now() + patience;
+  // The channel learns of a death some milliseconds after the inner backend's broken connection;
+  // there is nothing to wait on.
+  constexpr std::chrono::milliseconds kInterval{10};
+  for (;;) {
+    if (auto lost = channel_->lost()) {
+      return lost;
+    }
+    if (transport::Clock::now() >= until) {
+      return std::nullopt;
+    }
+    std::this_thread::sleep_for(kInterval);
+  }
+}
+
+void Group::close() noexcept {
+  closed_ = true;
+  if (channel_) {
+    channel_->close(deadline());
+  }
+}
+
+void Group::log(transport::LogLevel level, std::string_view message) const noexcept {
+  try {
+    transport::log(level, fmt::format("[rank {}] {}", rank(), message));
+  } catch (...) {
+    transport::log(level, message);
+  }
+}
+
+}  // namespace distro::exchange

@@ -1,0 +1,87 @@
+#pragma once
+
+#include <oneapi/tbb/task_arena.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "backend/exchange/counters.h"
+#include "backend/exchange/mailbox.h"
+#include "backend/exchange/options.h"
+#include "backend/exchange/rendezvous.h"
+#include "transport/channel.h"
+
+namespace distro::exchange {
+
+/// One process group of this rank: its options, its channel, its mailbox and its counters.
+/// Thread-safe.
+class Group {
+ public:
+  /// Meet the other ranks in the store (a group of one rank needs none and opens no socket). Throws
+  /// as meet() does.
+  static std::shared_ptr<Group> join(const Identity& identity, const Options& options,
+                                     BlobStore& store);
+
+  [[nodiscard]] int rank() const noexcept { return identity_.rank; }
+  [[nodiscard]] int world_size() const noexcept { return identity_.world_size; }
+  [[nodiscard]] const Options& options() const noexcept { return options_; }
+  [[nodiscard]] Counters& counters() noexcept { return counters_; }
+  [[nodiscard]] transport::ChannelCounters channel_counters() const;
+
+  /// Threads of encode and apply: DISTRO_THREADS, else cores / local ranks.
+  [[nodiscard]] tbb::task_arena& arena() noexcept { return arena_; }
+
+  /// Address or interface of this host that the group's peers may reach; empty in a group of one
+  /// rank.
+  [[nodiscard]] const std::string& bind_address() const noexcept { return bind_address_; }
+
+  /// Now plus the group's time-out.
+  [[nodiscard]] transport::Deadline deadline() const {
+    return transport::Clock::now() + identity_.timeout;
+  }
+
+  /// Ordinal of the next module: the same on all ranks, which make their modules in the same order.
+  std::uint32_t next_module();
+
+  /// Send to every other rank; counts the payload.
+  void broadcast(transport::Bytes message);
+
+  Letter take(int peer, const Subject& subject, transport::Deadline deadline);
+  void forget(std::uint32_t module);
+
+  /// Tell all ranks that the group cannot go on because of `culprit`.
+  void abort(int culprit, std::string_view reason);
+
+  /// The rank that is known to be lost, waiting up to `patience` for the news. For naming the rank
+  /// to blame when the inner backend fails with an error that names none.
+  [[nodiscard]] std::optional<transport::PeerLost> lost(std::chrono::milliseconds patience) const;
+
+  /// Deliver what was sent, say goodbye, close. Idempotent.
+  void close() noexcept;
+  [[nodiscard]] bool closed() const noexcept { return closed_; }
+
+  /// "[rank 2] message" to the log.
+  void log(transport::LogLevel level, std::string_view message) const noexcept;
+
+ private:
+  Group(const Identity& identity, const Options& options, Meeting meeting);
+
+  const Identity identity_;
+  const Options options_;
+  const std::string bind_address_;
+  Counters counters_;
+  const std::unique_ptr<transport::Channel> channel_;  // null in a group of one rank
+  std::optional<Mailbox> mailbox_;
+  tbb::task_arena arena_;
+  std::mutex mutex_;
+  std::uint32_t modules_ = 0;  // guarded by mutex_
+  std::atomic<bool> closed_{false};
+};
+
+}  // namespace distro::exchange

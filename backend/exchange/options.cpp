@@ -1,0 +1,274 @@
+#include "backend/exchange/options.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <functional>
+#include <span>
+#include <vector>
+
+extern char** environ;  // NOLINT(readability-redundant-declaration): POSIX declares it in no header
+
+namespace distro::exchange {
+namespace {
+
+using transport::Carrier;
+using transport::LogLevel;
+
+// Thrown by a parser; the caller adds the option's name and what is allowed.
+struct BadValue {};
+struct NotAvailableYet {};
+
+template <typename Number>
+Number number(std::string_view text, Number least, Number most) {
+  Number value{};
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc{} || end != text.data() + text.size() || !(value >= least) ||
+      !(value <= most)) {
+    throw BadValue{};
+  }
+  return value;
+}
+
+template <typename Value>
+Value choice(std::string_view text, std::span<const std::pair<std::string_view, Value>> values) {
+  const auto found = std::ranges::find(values, text, &std::pair<std::string_view, Value>::first);
+  if (found == values.end()) {
+    throw BadValue{};
+  }
+  return found->second;
+}
+
+bool flag(std::string_view text) {
+  static constexpr std::pair<std::string_view, bool> kValues[] = {{"0", false}, {"1", true}};
+  return choice<bool>(text, kValues);
+}
+
+Mode mode(std::string_view text) {
+  if (text == "ef" || text == "demo") {
+    throw NotAvailableYet{};
+  }
+  static constexpr std::pair<std::string_view, Mode> kValues[] = {
+      {"auto", Mode::automatic}, {"weights", Mode::weights}, {"dense", Mode::dense}};
+  return choice<Mode>(text, kValues);
+}
+
+Carrier carrier(std::string_view text) {
+  if (text.find('/') != std::string_view::npos) {
+    throw NotAvailableYet{};  // third-party transports, loaded by path
+  }
+  static constexpr std::pair<std::string_view, Carrier> kValues[] = {
+      {"tcp", Carrier::tcp}, {"ipc", Carrier::ipc}, {"inproc", Carrier::inproc}};
+  return choice<Carrier>(text, kValues);
+}
+
+kernels::Isa isa(std::string_view text) {
+  static constexpr std::pair<std::string_view, kernels::Isa> kValues[] = {
+      {"scalar", kernels::Isa::scalar},
+      {"avx2", kernels::Isa::avx2},
+      {"avx512", kernels::Isa::avx512}};
+  if (text == "auto") {
+    return kernels::best_isa();
+  }
+  const auto wanted = choice<kernels::Isa>(text, kValues);
+  if (kernels::table(wanted).isa != wanted) {
+    throw OptionError(fmt::format(
+        "DISTRO_ISA={}: this CPU does not have that instruction set; use DISTRO_ISA=auto.", text));
+  }
+  return wanted;
+}
+
+LogLevel log_level(std::string_view text) {
+  static constexpr std::pair<std::string_view, LogLevel> kValues[] = {
+      {"warning", LogLevel::warning},
+      {"info", LogLevel::info},
+      {"debug", LogLevel::debug},
+      {"error", LogLevel::error}};
+  return choice<LogLevel>(text, kValues);
+}
+
+// "a-b" or one port.
+void ports(Options& options, std::string_view text) {
+  const auto dash = text.find('-');
+  options.first_port = number<std::uint16_t>(text.substr(0, dash), 1, 65535);
+  options.last_port = dash == std::string_view::npos
+                          ? options.first_port
+                          : number<std::uint16_t>(text.substr(dash + 1), 1, 65535);
+  if (options.last_port < options.first_port) {
+    throw BadValue{};
+  }
+}
+
+// An option of a later version: only its default may be given.
+std::function<void(Options&, std::string_view)> later(std::string_view default_value) {
+  return [default_value](Options&, std::string_view text) {
+    if (text != default_value) {
+      throw NotAvailableYet{};
+    }
+  };
+}
+
+struct Entry {
+  std::string_view name;  // of the option; the variable is DISTRO_<NAME>, if it has one
+  bool has_variable;
+  std::string_view allowed;
+  std::function<void(Options&, std::string_view)> set;
+};
+
+// The one table of options: parsing, error texts and the list of known names all come from it.
+const std::vector<Entry>& entries() {
+  static const std::vector<Entry> kEntries = {
+      {"mode", true, "auto, weights, dense",
+       [](Options& o, std::string_view t) { o.mode = mode(t); }},
+      {"k", true, "a whole number from 1 to 4096",
+       [](Options& o, std::string_view t) { o.k = number<std::uint32_t>(t, 1, 4096); }},
+      {"gain", true, "auto, or a number above 0 and at most 1000",
+       [](Options& o, std::string_view t) {
+         o.gain = t == "auto" ? std::optional<double>{} : number<double>(t, 1e-6, 1e3);
+       }},
+      {"delay", true, "1, 0",
+       [](Options& o, std::string_view t) { o.delay = number<int>(t, 0, 1); }},
+      {"site", true, "nothing", later("")},
+      {"min_elements", true, "4096", later("4096")},
+      {"transport", true, "tcp, ipc, inproc",
+       [](Options& o, std::string_view t) { o.carrier = carrier(t); }},
+      {"topology", true, "mesh", later("mesh")},
+      {"relay", true, "nothing", later("")},
+      {"bind", true, "an address or interface of this machine",
+       [](Options& o, std::string_view t) { o.bind = t; }},
+      {"advertise", true, "a host name or address",
+       [](Options& o, std::string_view t) { o.advertise = t; }},
+      {"ports", true, "a port or a range such as 40000-40100", ports},
+      {"curve_secret_file", true, "nothing", later("")},
+      {"curve_peers_file", true, "nothing", later("")},
+      {"insecure", true, "0, 1", [](Options& o, std::string_view t) { o.insecure = flag(t); }},
+      {"threads", true, "a whole number from 1 to 1024",
+       [](Options& o, std::string_view t) { o.threads = number<int>(t, 1, 1024); }},
+      {"rate_limit", true, "nothing", later("")},
+      {"stats", true, "a path", [](Options& o, std::string_view t) { o.stats_path = t; }},
+      {"log", true, "warning, info, debug, error",
+       [](Options& o, std::string_view t) { o.log_level = log_level(t); }},
+      {"default", true, "0", later("0")},
+      {"isa", true, "auto, scalar, avx2, avx512",
+       [](Options& o, std::string_view t) { o.isa = isa(t); }},
+      {"value_bits", false, "1, 32",
+       [](Options& o, std::string_view t) {
+         o.value_bits = number<std::uint32_t>(t, 1, 32);
+         if (o.value_bits != 1 && o.value_bits != 32) {
+           throw BadValue{};
+         }
+       }},
+      {"share", false, "auto, or a number from 0 to 1",
+       [](Options& o, std::string_view t) {
+         o.share = t == "auto" ? std::optional<double>{} : number<double>(t, 0.0, 1.0);
+       }},
+      {"transform", false, "nothing", later("")},
+      {"beta", false, "nothing", later("")},
+      {"reduce_scatter", false, "exact", later("exact")},
+  };
+  return kEntries;
+}
+
+std::string variable_of(const Entry& entry) {
+  std::string name = "DISTRO_";
+  for (const char c : entry.name) {
+    name += static_cast<char>(c >= 'a' && c <= 'z' ? c - 'a' + 'A' : c);
+  }
+  return name;
+}
+
+void set(Options& options, const Entry& entry, std::string_view shown, std::string_view text) {
+  try {
+    entry.set(options, text);
+  } catch (const BadValue&) {
+    throw OptionError(
+        fmt::format("{}={} is not allowed. Allowed: {}.", shown, text, entry.allowed));
+  } catch (const NotAvailableYet&) {
+    throw OptionError(
+        fmt::format("{}={} is not available yet in this version of torch-distro. Allowed: {}.",
+                    shown, text, entry.allowed));
+  }
+}
+
+}  // namespace
+
+Options resolve_options(const StringMap& environment, const StringMap& overrides) {
+  Options options;
+  options.isa = kernels::best_isa();
+  for (const auto& [variable, text] : environment) {
+    if (!variable.starts_with("DISTRO_")) {
+      continue;
+    }
+    const auto found = std::ranges::find_if(
+        entries(), [&](const Entry& e) { return e.has_variable && variable_of(e) == variable; });
+    if (found == entries().end()) {
+      std::vector<std::string> known;
+      for (const auto& entry : entries()) {
+        if (entry.has_variable) {
+          known.push_back(variable_of(entry));
+        }
+      }
+      throw OptionError(
+          fmt::format("{} is not a variable of torch-distro (a misspelling?). Known: {}. "
+                      "Unset it or correct its name.",
+                      variable, fmt::join(known, ", ")));
+    }
+    set(options, *found, variable, text);
+  }
+  for (const auto& [name, text] : overrides) {
+    const auto found = std::ranges::find(entries(), name, &Entry::name);
+    if (found == entries().end()) {
+      std::vector<std::string_view> known;
+      for (const auto& entry : entries()) {
+        known.push_back(entry.name);
+      }
+      throw OptionError(fmt::format("{} is not an option of torch_distro.Options. Known: {}.", name,
+                                    fmt::join(known, ", ")));
+    }
+    set(options, *found, fmt::format("Options({})", name), text);
+  }
+  return options;
+}
+
+StringMap distro_environment() {
+  StringMap variables;
+  for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) {
+    const std::string_view text = *entry;
+    const auto equals = text.find('=');
+    if (text.starts_with("DISTRO_") && equals != std::string_view::npos) {
+      variables.emplace(text.substr(0, equals), text.substr(equals + 1));
+    }
+  }
+  return variables;
+}
+
+std::string_view name_of(Mode mode) noexcept {
+  switch (mode) {
+    case Mode::automatic:
+      return "auto";
+    case Mode::weights:
+      return "weights";
+    case Mode::dense:
+      return "dense";
+  }
+  return "unknown";
+}
+
+StringMap Options::agreed() const {
+  const auto text = [](const std::optional<double>& value) {
+    return value ? fmt::format("{}", *value) : std::string("auto");
+  };
+  static constexpr std::string_view kCarriers[] = {"tcp", "ipc", "inproc"};
+  return {{"mode", std::string(name_of(mode))},
+          {"k", std::to_string(k)},
+          {"gain", text(gain)},
+          {"share", text(share)},
+          {"value_bits", std::to_string(value_bits)},
+          {"delay", std::to_string(delay)},
+          {"transport", std::string(kCarriers[static_cast<std::size_t>(carrier)])}};
+}
+
+}  // namespace distro::exchange

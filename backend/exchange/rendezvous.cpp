@@ -1,0 +1,179 @@
+#include "backend/exchange/rendezvous.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <random>
+
+namespace distro::exchange {
+namespace {
+
+using nlohmann::json;
+
+// Version of what ranks tell each other in the store and in records. Ranks of different versions do
+// not mix.
+constexpr int kVersion = 1;
+
+struct Hello {
+  int version = 0;
+  std::uint64_t group = 0;
+  std::string host;
+  StringMap options;
+};
+
+std::string get(BlobStore& store, const std::string& what, int rank, const Identity& identity) {
+  try {
+    return store.get(fmt::format("distro/{}/{}", what, rank));
+  } catch (const std::exception& error) {
+    throw transport::PeerTimeout(rank,
+                                 fmt::format("rank {}: rank {} did not come to the rendezvous "
+                                             "({}): {}. Is it running, with the same "
+                                             "backend, and can it reach the store?",
+                                             identity.rank, rank, what, error.what()));
+  }
+}
+
+// What rank `rank` published under `what`. The store is open to whoever reaches it, so its text is
+// checked like any input.
+template <typename Read>
+auto read(BlobStore& store, const std::string& what, int rank, const Identity& identity,
+          Read&& from_json) {
+  const std::string text = get(store, what, rank, identity);
+  try {
+    return from_json(json::parse(text));
+  } catch (const json::exception& error) {
+    throw ExchangeError(
+        fmt::format("rank {}: what rank {} published in the store as '{}' cannot be read: {}",
+                    identity.rank, rank, what, error.what()));
+  }
+}
+
+std::string ranks_text(const std::vector<int>& ranks) {
+  return fmt::format("{} {}", ranks.size() == 1 ? "rank" : "ranks", fmt::join(ranks, ", "));
+}
+
+// "k: ranks 0, 1 have 6; rank 2 has 8", or nothing if all have the same.
+std::string difference(const std::string& option,
+                       const std::map<std::string, std::vector<int>>& ranks_by_value) {
+  if (ranks_by_value.size() < 2) {
+    return {};
+  }
+  std::vector<std::string> parts;
+  for (const auto& [value, ranks] : ranks_by_value) {
+    parts.push_back(
+        fmt::format("{} {} {}", ranks_text(ranks), ranks.size() == 1 ? "has" : "have", value));
+  }
+  return fmt::format("{}: {}", option, fmt::join(parts, "; "));
+}
+
+void compare(const std::vector<Hello>& hellos) {
+  std::map<std::string, std::map<std::string, std::vector<int>>> table;
+  for (std::size_t rank = 0; rank < hellos.size(); ++rank) {
+    table["torch-distro's store protocol"][std::to_string(hellos[rank].version)].push_back(
+        static_cast<int>(rank));
+    for (const auto& [option, value] : hellos[rank].options) {
+      table[option][value].push_back(static_cast<int>(rank));
+    }
+  }
+  std::vector<std::string> differences;
+  for (const auto& [option, values] : table) {
+    if (auto text = difference(option, values); !text.empty()) {
+      differences.push_back(std::move(text));
+    }
+  }
+  if (!differences.empty()) {
+    throw ExchangeError(fmt::format(
+        "the ranks of this group do not agree: {}. Give all ranks the same DISTRO_ variables, "
+        "pg_options and version of torch-distro.",
+        fmt::join(differences, ". ")));
+  }
+}
+
+transport::ChannelConfig channel_config(const Identity& identity, const Options& options,
+                                        std::uint64_t group, bool one_host) {
+  transport::ChannelConfig config;
+  config.rank = identity.rank;
+  config.world_size = identity.world_size;
+  config.group = group;
+  config.carrier = options.carrier;
+  // Ranks of one host need no address that others can reach, and so no permission to be open to
+  // them.
+  const bool loopback = one_host || identity.route.empty();
+  config.bind_address = !options.bind.empty() ? options.bind
+                        : loopback            ? "127.0.0.1"
+                                              : identity.route;
+  config.advertise = options.advertise;
+  config.first_port = options.first_port;
+  config.last_port = options.last_port;
+  config.insecure = options.insecure;
+  config.timeout = identity.timeout;
+  return config;
+}
+
+std::vector<transport::PeerAddress> exchange_addresses(BlobStore& store, const Identity& identity,
+                                                       const transport::PeerAddress& own) {
+  store.set(fmt::format("distro/address/{}", identity.rank), json{{"endpoint", own.endpoint},
+                                                                  {"session", own.session},
+                                                                  {"protocol", own.protocol},
+                                                                  {"host", own.host},
+                                                                  {"pid", own.pid},
+                                                                  {"pid_start", own.pid_start}}
+                                                                 .dump());
+  std::vector<transport::PeerAddress> addresses;
+  for (int rank = 0; rank < identity.world_size; ++rank) {
+    addresses.push_back(read(store, "address", rank, identity, [&](const json& blob) {
+      if (blob.contains("error")) {
+        throw ExchangeError(fmt::format("rank {}: rank {} could not open its endpoint: {}",
+                                        identity.rank, rank, blob.at("error").get<std::string>()));
+      }
+      return transport::PeerAddress{blob.at("endpoint"), blob.at("session"), blob.at("protocol"),
+                                    blob.at("host"),     blob.at("pid"),     blob.at("pid_start")};
+    }));
+  }
+  return addresses;
+}
+
+std::uint64_t random_group() {
+  std::random_device device;
+  return (std::uint64_t{device()} << 32) | device();
+}
+
+}  // namespace
+
+Meeting meet(BlobStore& store, const Identity& identity, const Options& options) {
+  const std::string host = transport::host_identity();
+  store.set(fmt::format("distro/hello/{}", identity.rank), json{{"version", kVersion},
+                                                                {"group", random_group()},
+                                                                {"host", host},
+                                                                {"options", options.agreed()}}
+                                                               .dump());
+  std::vector<Hello> hellos;
+  for (int rank = 0; rank < identity.world_size; ++rank) {
+    hellos.push_back(read(store, "hello", rank, identity, [](const json& blob) {
+      return Hello{blob.at("version"), blob.at("group"), blob.at("host"), blob.at("options")};
+    }));
+  }
+  compare(hellos);
+
+  const auto local = std::ranges::count(hellos, host, &Hello::host);
+  Meeting meeting;
+  meeting.local_ranks = static_cast<int>(std::max<std::ptrdiff_t>(local, 1));
+  const auto config = channel_config(identity, options, hellos.front().group,
+                                     local == static_cast<std::ptrdiff_t>(hellos.size()));
+  meeting.bind_address = config.bind_address;
+  try {
+    meeting.channel = transport::open_channel(config);
+  } catch (const transport::ConfigError& error) {
+    // The others wait for this rank's address: tell them why it will not come.
+    store.set(fmt::format("distro/address/{}", identity.rank),
+              json{{"error", error.what()}}.dump());
+    throw;
+  }
+  meeting.channel->connect(exchange_addresses(store, identity, meeting.channel->address()));
+  return meeting;
+}
+
+}  // namespace distro::exchange

@@ -1,0 +1,44 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "backend/exchange/options.h"
+#include "transport/channel.h"
+
+namespace distro::exchange {
+
+/// The key-value store in which ranks find each other (torch's c10d Store, through the c10d room).
+class BlobStore {
+ public:
+  virtual ~BlobStore() = default;
+  virtual void set(const std::string& key, const std::string& value) = 0;
+  /// Waits until the key is there. Throws std::exception when it is not within the store's own
+  /// time-out.
+  virtual std::string get(const std::string& key) = 0;
+};
+
+/// Who this rank is when it meets the others.
+struct Identity {
+  int rank = 0;
+  int world_size = 1;
+  std::chrono::milliseconds timeout{};
+  std::string route;  ///< Address of this host on the way to the store; empty: unknown.
+};
+
+/// A group whose ranks have met: same version, same options.
+struct Meeting {
+  std::unique_ptr<transport::Channel> channel;  ///< Open and connecting.
+  int local_ranks = 1;                          ///< Ranks on this host, this one included.
+  std::string bind_address;                     ///< Address of this host that peers may reach.
+};
+
+/// Meet the other ranks of the group in the store, compare versions and options, and open the
+/// channel. Throws ExchangeError on every rank when ranks differ (naming ranks, option and values)
+/// or when a rank could not open its channel; transport::ConfigError on the rank that could not;
+/// transport::PeerTimeout when a rank does not come.
+Meeting meet(BlobStore& store, const Identity& identity, const Options& options);
+
+}  // namespace distro::exchange

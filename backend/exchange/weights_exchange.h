@@ -1,0 +1,112 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "backend/exchange/exact.h"
+#include "backend/exchange/group.h"
+#include "plugins/weights.h"
+
+namespace distro::exchange {
+
+/// One trainable parameter, as all ranks must have it.
+struct TensorSpec {
+  std::string name;
+  kernels::DType dtype = kernels::DType::f32;
+  std::vector<std::int64_t> shape;
+
+  [[nodiscard]] std::size_t elements() const noexcept;
+};
+
+/// `weights` mode of one module on one rank: what happens at its sync points (algorithm: the DisTrO
+/// report's compressed exchange at every step, of weights instead of gradients; docs/algorithm in
+/// the README).
+///
+/// All functions but mark() are collective: every rank of the group calls the same ones in the same
+/// order, with the same tensors in the same order. They throw ExchangeError or
+/// transport::PeerError, after which the module cannot go on; before they throw for a reason that
+/// others cannot see, they tell the others (Group::abort). Thread-safe.
+class WeightsExchange {
+ public:
+  using Views = std::span<const plugins::TensorView>;
+
+  /// Takes the group's next module ordinal.
+  WeightsExchange(std::shared_ptr<Group> group, std::vector<TensorSpec> tensors);
+  ~WeightsExchange();
+  WeightsExchange(const WeightsExchange&) = delete;
+  WeightsExchange& operator=(const WeightsExchange&) = delete;
+
+  /// Before the first training forward: check that all ranks have the same module, W = x. Ranks
+  /// whose weights differ from rank 0's get rank 0's, with a warning.
+  void begin(Views x, ExactCollectives& exact);
+
+  /// A sync point, after the optimizer moved x. `gain`: what the mean of the moves is multiplied
+  /// by.
+  void sync(Views x, ExactCollectives& exact, float gain);
+
+  /// The script has overwritten weights (load_state_dict): at the next sync point x is left alone,
+  /// and all ranks take the exact mean when that exchange is due.
+  void mark();
+
+  /// x = the exact mean of all ranks' x, in place; W = x, R = 0; an exchange in flight is dropped.
+  void average(Views x, ExactCollectives& exact);
+
+  /// Whether begin() has been called.
+  [[nodiscard]] bool begun() const;
+
+  /// Checksum of W as it is now.
+  [[nodiscard]] std::uint64_t checksum() const;
+
+  /// Exchanges sent so far.
+  [[nodiscard]] std::uint64_t exchanges() const;
+
+  /// W and R of a tensor, copied. R holds all that is not in W yet, an exchange in flight included.
+  [[nodiscard]] std::vector<float> reference(std::size_t tensor) const;
+  [[nodiscard]] std::vector<float> residual(std::size_t tensor) const;
+
+  [[nodiscard]] std::uint32_t ordinal() const noexcept { return module_; }
+  [[nodiscard]] std::span<const TensorSpec> tensors() const noexcept { return specs_; }
+
+ private:
+  struct Exchange;  // what all ranks sent under one number
+
+  void send(MessageKind kind, std::uint16_t flags, std::uint64_t exchange, float gain,
+            std::span<const std::byte> body);
+  void send_step(std::uint16_t flags, std::span<const std::byte> body);
+  Exchange collect(std::uint64_t number);
+  std::vector<Letter> take_all(MessageKind kind, std::uint64_t exchange);
+  void check_agreement(const std::vector<Letter>& letters);
+  void check_finite(const std::vector<Letter>& letters);
+  [[noreturn]] void explain_geometry();
+  [[noreturn]] void fail_non_finite(std::size_t tensor);
+  void take_mean(Views x, ExactCollectives& exact);
+  void watch_move(double mean_move);
+  [[nodiscard]] float share() const;
+  [[nodiscard]] std::string where(std::uint64_t exchange) const;
+
+  const std::shared_ptr<Group> group_;
+  const std::vector<TensorSpec> specs_;
+  const std::uint32_t module_;
+  const std::uint64_t geometry_;  // hash of specs and codec parameters
+  const std::uint64_t gradient_bytes_;
+
+  mutable std::mutex mutex_;  // guards everything below
+  plugins::WeightsCodec codec_;
+  bool begun_ = false;
+  bool marked_ = false;              // the script has overwritten weights
+  bool asked_ = false;               // the last exchange that was sent asks for a resync
+  bool in_flight_ = false;           // exchange number_ was sent and is not applied (delay 1)
+  std::uint64_t number_ = 0;         // of the last exchange that was sent
+  float gain_ = 1.0F;                // of that exchange
+  float share_left_ = 0.0F;          // share with which x was left
+  std::uint64_t checksum_sent_ = 0;  // of W before that exchange
+  plugins::ParsedRecord own_;        // what this rank sent in it
+  double usual_move_ = 0.0;          // moving average of the mean |move| of an element
+  bool warned_move_ = false;
+};
+
+}  // namespace distro::exchange

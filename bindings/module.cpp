@@ -1,0 +1,143 @@
+#include <fmt/format.h>
+#include <pybind11/chrono.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <memory>
+#include <string>
+#include <torch/csrc/distributed/c10d/Store.hpp>
+#include <vector>
+
+#include "backend/c10d/errors.h"
+#include "backend/c10d/module_synchroniser.h"
+#include "backend/c10d/process_group_distro.h"
+#include "backend/c10d/store.h"
+#include "backend/exchange/group.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using distro::c10d_backend::ModuleSynchroniser;
+using distro::c10d_backend::ProcessGroupDistro;
+using distro::exchange::Group;
+using distro::exchange::StringMap;
+
+double seconds(std::uint64_t nanoseconds) { return static_cast<double>(nanoseconds) * 1e-9; }
+
+// The counters of a group, under the names of the public contract.
+py::dict stats(Group& group) {
+  const auto& counters = group.counters();
+  const auto channel = group.channel_counters();
+  py::dict result;
+  result["rank"] = group.rank();
+  result["world_size"] = group.world_size();
+  result["mode"] = distro::exchange::name_of(group.options().mode);
+  result["participants"] = group.world_size();
+  result["exchanges"] = counters.exchanges.load();
+  result["reductions"] = counters.reductions.load();
+  result["exact"] = counters.exact.load();
+  result["gradient_bytes"] = counters.gradient_bytes.load();
+  result["payload_bytes_sent"] = counters.payload_bytes_sent.load();
+  result["payload_bytes_received"] = counters.payload_bytes_received.load();
+  result["socket_bytes_sent"] = channel.socket_bytes_sent;
+  result["socket_bytes_received"] = channel.socket_bytes_received;
+  result["exact_bytes"] = counters.exact_bytes.load();
+  result["encode_seconds"] = seconds(counters.encode_nanoseconds);
+  result["decode_seconds"] = seconds(counters.decode_nanoseconds);
+  result["wait_seconds"] = seconds(counters.wait_nanoseconds);
+  result["resent_frames"] = channel.resent_frames;
+  result["reconnects"] = channel.reconnects;
+  result["rejected_frames"] = channel.rejected_frames;
+  result["resyncs"] = counters.resyncs.load();
+  result["orphaned_records"] = counters.orphaned_records.load();
+  result["reference_checksum"] = counters.reference_checksum.load();
+  return result;
+}
+
+std::shared_ptr<Group> join(const c10::intrusive_ptr<c10d::Store>& store, int rank, int world_size,
+                            std::chrono::milliseconds timeout, const StringMap& overrides) {
+  const auto options =
+      distro::exchange::resolve_options(distro::exchange::distro_environment(), overrides);
+  std::shared_ptr<Group> group;
+  try {
+    distro::c10d_backend::C10dStore blobs(store);
+    group = Group::join({rank, world_size, timeout, distro::c10d_backend::route_to(store)}, options,
+                        blobs);
+  } catch (const distro::transport::TransportError& error) {
+    C10_THROW_ERROR(DistBackendError, error.what());
+  } catch (const distro::exchange::ExchangeError& error) {
+    C10_THROW_ERROR(DistBackendError, error.what());
+  }
+  return group;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
+  module.doc() = "C++ side of torch_distro, built for one torch minor.";
+
+  py::register_exception<distro::exchange::OptionError>(module, "OptionError", PyExc_ValueError);
+
+  using release_gil = py::call_guard<py::gil_scoped_release>;
+
+  module.def(
+      "check_options",
+      [](const StringMap& environment, const StringMap& overrides) {
+        return distro::exchange::resolve_options(environment, overrides).agreed();
+      },
+      py::arg("environment"), py::arg("overrides"),
+      "Resolve options without a group; raises OptionError. Returns those that all ranks must "
+      "share.");
+
+  py::class_<Group, std::shared_ptr<Group>>(module, "Group",
+                                            "One process group of this rank: channel and counters.")
+      .def_property_readonly("rank", &Group::rank)
+      .def_property_readonly("world_size", &Group::world_size)
+      .def_property_readonly("bind_address", &Group::bind_address)
+      .def_property_readonly("closed", &Group::closed)
+      .def_property_readonly("stats_path",
+                             [](const Group& group) { return group.options().stats_path; })
+      .def_property_readonly(
+          "mode",
+          [](const Group& group) { return distro::exchange::name_of(group.options().mode); })
+      .def("stats", &stats)
+      .def("log",
+           [](const Group& group, const std::string& level, const std::string& message) {
+             using distro::transport::LogLevel;
+             group.log(level == "warning" ? LogLevel::warning : LogLevel::info, message);
+           })
+      .def("close", &Group::close, release_gil());
+
+  module.def(
+      "join", &join, py::arg("store"), py::arg("rank"), py::arg("world_size"), py::arg("timeout"),
+      py::arg("overrides"), release_gil(),
+      "Meet the other ranks in the store. Raises OptionError, torch.distributed.DistBackendError.");
+
+  py::class_<ProcessGroupDistro, c10d::Backend, c10::intrusive_ptr<ProcessGroupDistro>>(
+      module, "ProcessGroupDistro")
+      .def(py::init(
+               [](std::shared_ptr<Group> group, const c10::intrusive_ptr<c10d::Backend>& inner) {
+                 return c10::make_intrusive<ProcessGroupDistro>(std::move(group), inner);
+               }),
+           py::arg("group"), py::arg("inner"))
+      .def_property_readonly("group", &ProcessGroupDistro::group);
+
+  py::class_<ModuleSynchroniser, std::shared_ptr<ModuleSynchroniser>>(module, "ModuleSynchroniser")
+      .def(py::init<const c10::intrusive_ptr<ProcessGroupDistro>&, std::vector<at::Tensor>,
+                    const std::vector<std::string>&>(),
+           py::arg("backend"), py::arg("parameters"), py::arg("names"))
+      .def_static("attach", &ModuleSynchroniser::attach, py::arg("synchroniser"),
+                  py::arg("reducer"))
+      .def("before_forward", &ModuleSynchroniser::before_forward, release_gil())
+      .def("set_optimizer", &ModuleSynchroniser::set_optimizer, py::arg("normalises"))
+      .def("mark", &ModuleSynchroniser::mark, release_gil())
+      .def("go_exact", &ModuleSynchroniser::go_exact)
+      .def("average", &ModuleSynchroniser::average, release_gil())
+      .def_property_readonly("exact", &ModuleSynchroniser::exact)
+      .def_property_readonly("exchanges", &ModuleSynchroniser::exchanges)
+      .def_property_readonly("checksum", &ModuleSynchroniser::checksum)
+      .def("reference", &ModuleSynchroniser::reference, py::arg("index"), release_gil())
+      .def("residual", &ModuleSynchroniser::residual, py::arg("index"), release_gil());
+}

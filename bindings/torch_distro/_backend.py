@@ -1,0 +1,88 @@
+"""Registration of the backend, and the function that makes one."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import warnings
+from typing import Any
+
+import torch.distributed as dist
+
+from torch_distro._extension import AdapterError, adapter_name, extension
+from torch_distro._options import Options
+
+NAME = "distro"
+
+
+def register() -> None:
+    """Make ``distro`` known to torch.distributed. Idempotent.
+
+    Warns, once, when the package was not built for this torch; the backend is registered even so, and
+    ``init_process_group("distro")`` then raises the same message as an error.
+    """
+    if not dist.is_available() or NAME.upper() in dist.Backend._plugins:
+        return
+    dist.Backend.register_backend(NAME, create, extended_api=True, devices=["cpu", "cuda"])
+    try:
+        adapter_name()
+    except AdapterError as error:
+        warnings.warn(f"{error}. Until then init_process_group('distro') fails.", stacklevel=2)
+
+
+def create(group: Any, pg_options: object = None) -> Any:  # noqa: ANN401 - torch's own untyped interface
+    """Make the backend of one process group (torch calls this).
+
+    Args:
+        group: torch's DistributedBackendOptions: store, group_rank, group_size, timeout.
+        pg_options: an :class:`Options`, or nothing.
+
+    Raises:
+        AdapterError: the package was not built for this torch.
+        ValueError: a bad option or DISTRO_ variable.
+        torch.distributed.DistBackendError: the ranks do not agree, or one of them does not come.
+    """
+    core = extension()
+    from torch_distro import _modules, _stats
+
+    if pg_options is not None and not isinstance(pg_options, Options):
+        raise TypeError(
+            f"pg_options of the distro backend is a torch_distro.Options, not a {type(pg_options).__name__}"
+        )
+    overrides = pg_options.overrides() if pg_options else {}
+    rank, size, timeout = group.group_rank, group.group_size, group.timeout
+    handle = core.join(group.store, rank, size, timeout, overrides)
+    try:
+        inner = _gloo(group.store, rank, size, timeout, handle.bind_address)
+        backend = core.ProcessGroupDistro(handle, inner)
+    except BaseException:
+        handle.close()
+        raise
+    _stats.add(handle)
+    _modules.install()
+    return backend
+
+
+def _gloo(
+    store: dist.Store, rank: int, size: int, timeout: datetime.timedelta, address: str
+) -> dist.ProcessGroupGloo:
+    """The backend of what stays exact, on the same address as the exchange."""
+    options = dist.ProcessGroupGloo._Options()
+    options._timeout = timeout
+    options._devices = [_gloo_device(address or "127.0.0.1")]
+    options._threads = 2
+    return dist.ProcessGroupGloo(dist.PrefixStore("distro/gloo", store), rank, size, options)
+
+
+def _gloo_device(address: str) -> Any:  # noqa: ANN401 - a type that torch does not export
+    if "GLOO_SOCKET_IFNAME" in os.environ:
+        return dist.ProcessGroupGloo.create_default_device()
+    if address in _interfaces():
+        return dist.ProcessGroupGloo.create_device(interface=address)
+    return dist.ProcessGroupGloo.create_device(hostname=address)
+
+
+def _interfaces() -> set[str]:
+    import socket
+
+    return {name for _, name in socket.if_nameindex()}

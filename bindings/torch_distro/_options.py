@@ -1,0 +1,72 @@
+"""Options of a process group, for ``pg_options``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of one process group; what is given here wins over the DISTRO_ variables.
+
+    Pass as ``init_process_group("distro", pg_options=torch_distro.Options(k=16))``. Values are checked
+    when the group is made (a ``ValueError`` lists what is allowed), and all ranks must pass the same.
+
+    Args:
+        mode: ``auto`` (``weights`` where a wrapped module is found, exact elsewhere), ``weights``, ``dense``
+            (everything exact).
+        k: entries kept of each 4096 weights, 1 to 4096.
+        gain: what the mean of the ranks' moves is multiplied by: ``auto`` (square root of the number of
+            ranks for optimizers that normalise, 1 for SGD) or a number.
+        delay: 1: an exchange travels during the next step; 0: each step waits for it.
+        share: weight of a rank's unsent moves in its own weights: ``auto`` (gain / ranks) or 0 to 1.
+        value_bits: 1 (sign and shared scale) or 32 (exact values).
+        transport: ``tcp``, ``ipc`` (ranks of one host), ``inproc`` (ranks that are threads).
+        topology: ``mesh``.
+        bind, advertise, ports: address or interface to bind, address told to peers, port range.
+        insecure: allow plain text beyond loopback; for networks you trust only.
+        threads: codec threads.
+        stats: path of a JSON file of counters, written at exit, one a rank.
+        log: ``warning``, ``info``, ``debug``, ``error``.
+        isa: ``auto``, ``scalar``, ``avx2``, ``avx512``; for tests.
+        site, min_elements, relay, rate_limit, transform, beta, reduce_scatter, curve_secret_file,
+            curve_peers_file: of later versions; anything but their default is refused.
+    """
+
+    mode: Literal["auto", "weights", "ef", "demo", "dense"] | None = None
+    k: int | None = None
+    gain: float | Literal["auto"] | None = None
+    delay: Literal[0, 1] | None = None
+    share: float | Literal["auto"] | None = None
+    value_bits: int | None = None
+    transport: str | None = None
+    topology: str | None = None
+    bind: str | None = None
+    advertise: str | None = None
+    ports: str | int | None = None
+    insecure: bool | None = None
+    threads: int | None = None
+    stats: str | None = None
+    log: Literal["warning", "info", "debug", "error"] | None = None
+    isa: Literal["auto", "scalar", "avx2", "avx512"] | None = None
+    site: str | None = None
+    min_elements: int | None = None
+    relay: str | None = None
+    rate_limit: int | None = None
+    transform: str | None = None
+    beta: float | None = None
+    reduce_scatter: str | None = None
+    curve_secret_file: str | None = None
+    curve_peers_file: str | None = None
+
+    def overrides(self) -> dict[str, str]:
+        """The options that are given, as the text that the DISTRO_ variables would hold."""
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: _text(value) for name, value in given.items() if value is not None}
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    return str(value)

@@ -1,0 +1,102 @@
+"""Counters of the groups of this process, and the file of DISTRO_STATS."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+# Every group that is open, or whose counters are to be written at exit; the one list of this package's groups.
+_groups: list[Any] = []
+_owner = os.getpid()
+
+
+def add(group: Any) -> None:  # noqa: ANN401 - the extension's Group
+    """Note a new group: it is closed at exit if the script does not, and its counters written."""
+    _groups[:] = [other for other in _groups if not other.closed or other.stats_path]
+    _groups.append(group)
+
+
+def backends_of(group: dist.ProcessGroup) -> list[Any]:
+    """The distro backends of a process group, one for each device type that has one."""
+    from torch_distro._extension import extension
+
+    found: list[Any] = []
+    for device in group._device_types:
+        try:
+            backend = group._get_backend(device)
+        except RuntimeError:
+            continue
+        # TORCH_DISTRIBUTED_DEBUG=DETAIL puts a checking wrapper around every backend.
+        backend = getattr(backend, "wrapped_pg", backend)
+        if isinstance(backend, extension().ProcessGroupDistro) and not any(
+            backend.group is other.group for other in found
+        ):
+            found.append(backend)
+    return found
+
+
+def stats(group: dist.ProcessGroup | None = None) -> dict[str, Any]:
+    """Counters of this rank in a group since the group was made.
+
+    Args:
+        group: a process group of the distro backend; the default group if not given.
+
+    Returns:
+        A dict of plain numbers and text. Bytes: ``gradient_bytes`` (what dense training would have reduced, in
+        the gradients' dtype), ``payload_bytes_sent`` / ``received`` (records, once for each receiver),
+        ``socket_bytes_sent`` / ``received`` (all that ZeroMQ was given and gave), ``exact_bytes`` (handed to the
+        inner backend). Counts: ``exchanges``, ``reductions``, ``exact``, ``resent_frames``, ``reconnects``,
+        ``resyncs``, ``participants``. Seconds: ``encode_seconds``, ``decode_seconds``, ``wait_seconds``.
+        ``reference_checksum``: of the reference weights, equal on all ranks. ``modules``: a list of dicts with
+        ``name``, ``mode`` and ``reason``.
+
+    Raises:
+        ValueError: the group has no distro backend.
+    """
+    if group is None:
+        group = dist.group.WORLD
+    backends = backends_of(group) if group is not None else []
+    if not backends:
+        raise ValueError("this process group has no distro backend (is it initialised?)")
+    return _snapshot(backends[0].group)
+
+
+def _snapshot(group: Any) -> dict[str, Any]:  # noqa: ANN401
+    from torch_distro._modules import modules_of
+
+    return {**group.stats(), "modules": modules_of(group)}
+
+
+def _path_of(path: str, rank: int) -> Path:
+    """``stats.json`` of rank 2 is ``stats.rank2.json``."""
+    given = Path(path)
+    return given.with_name(f"{given.stem}.rank{rank}{given.suffix or '.json'}")
+
+
+def write() -> None:
+    """Write the counters of each group that asked for it (DISTRO_STATS), one file a rank of its first group.
+
+    The first group's counters are at the top; those of further groups are a list under ``groups``.
+    """
+    snapshots = [(group.stats_path, _snapshot(group)) for group in _groups if group.stats_path]
+    for path in {path for path, _ in snapshots}:
+        first, *others = [snapshot for other, snapshot in snapshots if other == path]
+        target = _path_of(path, first["rank"])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps({**first, "groups": others}, indent=2) + "\n")
+
+
+@atexit.register
+def _at_exit() -> None:
+    if os.getpid() != _owner:
+        return  # a forked DataLoader worker: the sockets are its parent's
+    for group in _groups:
+        group.close()
+    write()
+
+

@@ -1,0 +1,16 @@
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cpu/isa.h"
+#include "kernels/cpu/select.h"
+
+namespace distro::kernels::avx2 {
+
+#include "kernels/cpu/body.inc.h"
+
+const KernelTable& kernel_table() noexcept {
+  static constexpr KernelTable kTable{Isa::avx2, absorb, restore, finite, adopt, select, checksum};
+  return kTable;
+}
+
+}  // namespace distro::kernels::avx2

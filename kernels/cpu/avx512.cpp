@@ -1,0 +1,17 @@
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cpu/isa.h"
+#include "kernels/cpu/select.h"
+
+namespace distro::kernels::avx512 {
+
+#include "kernels/cpu/body.inc.h"
+
+const KernelTable& kernel_table() noexcept {
+  static constexpr KernelTable kTable{Isa::avx512, absorb, restore, finite,
+                                      adopt,       select, checksum};
+  return kTable;
+}
+
+}  // namespace distro::kernels::avx512

@@ -1,0 +1,33 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "kernels/kernels.h"
+
+namespace distro::kernels {
+
+/// The weighted sum of sparse entries in one tile, in fp32 and in the order of the calls. 16.5 KiB,
+/// for the stack; empty after construction and after move_into().
+class SparseSum {
+ public:
+  SparseSum() noexcept = default;
+
+  /// sum[index[i]] += weight * value[i], for each i in order. Indices below kTileElements.
+  void add(float weight, std::span<const std::uint16_t> index,
+           std::span<const float> value) noexcept;
+
+  /// w[j] += gain * sum[j] at every entry that was touched, ascending; empties the sum. Returns
+  /// what this adds to the checksum of w, whose entry 0 has the checksum index `first`. Every
+  /// touched entry must lie inside w.
+  std::uint64_t move_into(float* w, float gain, std::uint64_t first) noexcept;
+
+ private:
+  static constexpr std::size_t kWordBits = 64;
+  std::array<float, kTileElements> sum_{};
+  std::array<std::uint64_t, kTileElements / kWordBits> touched_{};
+};
+
+}  // namespace distro::kernels

@@ -1,0 +1,315 @@
+#include "plugins/weights_record.h"
+
+#include <fmt/format.h>
+#include <tbb/parallel_for.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <limits>
+#include <numeric>
+
+#include "kernels/half.h"
+
+namespace distro::plugins {
+namespace {
+
+constexpr std::size_t kSectionRuns = 64;
+constexpr unsigned kScaleBits = 16;
+constexpr unsigned kFloatBits = 32;
+constexpr std::size_t kLengthBytes = sizeof(std::uint32_t);
+constexpr std::uint16_t kLargestScale = 0x7f7f;  // bf16's largest finite value
+constexpr std::uint32_t kInfinity = 0x7f800000;
+
+unsigned count_bits(std::size_t kept) noexcept {
+  return static_cast<unsigned>(std::bit_width(kept));
+}
+
+/// The scale of a run as bf16 bits; 0 where the mean is below half of bf16's smallest value.
+std::uint16_t scale_of(double magnitudes, std::size_t entries) noexcept {
+  if (entries == 0) {
+    return 0;
+  }
+  const double mean = magnitudes / static_cast<double>(entries);
+  return std::min(kernels::to_bf16(static_cast<float>(mean)), kLargestScale);
+}
+
+}  // namespace
+
+RunWriter::RunWriter(const Geometry& geometry, const TileRun& run, RecordFormat format,
+                     std::span<std::byte> out) noexcept
+    : geometry_(&geometry), run_(run), format_(format), out_(out), writer_(out) {
+  if (format_.value_bits == 1) {
+    writer_.put(0, kScaleBits);  // finish() knows it
+  }
+}
+
+void RunWriter::write_tile(std::span<const std::uint16_t> index, const float* r) noexcept {
+  const std::size_t n = geometry_->tiles()[run_.first_tile + next_tile_++].elements;
+  const std::size_t kept = Geometry::kept(format_.k, n);
+  if (index.size() == kept) {
+    writer_.put(1, 1);
+  } else {
+    writer_.put(0, 1);
+    writer_.put(static_cast<std::uint32_t>(index.size()), count_bits(kept));
+  }
+  if (index.size() < n) {
+    writer_.write_gaps(index, n);
+  }
+  for (const std::uint16_t i : index) {
+    const auto bits = std::bit_cast<std::uint32_t>(r[i]);
+    if (format_.value_bits == 1) {
+      writer_.put(bits >> 31, 1);
+    } else {
+      writer_.put(bits, kFloatBits);
+    }
+  }
+}
+
+void RunWriter::add(std::span<const std::uint16_t> index, const float* r) noexcept {
+  entries_ += index.size();
+  if (format_.value_bits == 1) {
+    for (const std::uint16_t i : index) {
+      magnitudes_ += std::abs(static_cast<double>(r[i]));
+    }
+  }
+  write_tile(index, r);
+}
+
+std::size_t RunWriter::finish() noexcept {
+  const std::uint16_t scale = scale_of(magnitudes_, entries_);
+  if (format_.value_bits == 1 && scale == 0 && entries_ > 0) {
+    // Entries that would move nothing: a scale of zero means no entries.
+    writer_ = kernels::BitWriter(out_);
+    writer_.put(0, kScaleBits);
+    next_tile_ = 0;
+    while (next_tile_ < run_.tiles) {
+      write_tile({}, nullptr);
+    }
+  }
+  const std::size_t bits = writer_.bits();
+  writer_.finish();
+  if (format_.value_bits == 1) {
+    std::memcpy(out_.data(), &scale, sizeof(scale));
+  }
+  return bits;
+}
+
+RecordCoder::RecordCoder(const Geometry& geometry, RecordFormat format)
+    : geometry_(&geometry), format_(format) {
+  constexpr std::size_t kFull = kernels::kTileElements;
+  if (format.k < 1 || format.k > kFull) {
+    throw std::invalid_argument(fmt::format("k is {}; allowed: 1 to {}", format.k, kFull));
+  }
+  if (format.value_bits != 1 && format.value_bits != kFloatBits) {
+    throw std::invalid_argument(
+        fmt::format("value_bits is {}; allowed: 1, {}", format.value_bits, kFloatBits));
+  }
+  const std::size_t full_gaps = kernels::largest_gaps_bits(kFull, format.k);
+  std::size_t bytes = 0;
+  const std::span<const TileRun> runs = geometry.runs();
+  for (std::size_t run = 0; run < runs.size(); ++run) {
+    if (run % kSectionRuns == 0) {
+      sections_.push_back(
+          {run, std::min(kSectionRuns, runs.size() - run), runs[run].first_tile, most_entries_});
+    }
+    std::size_t bits = kScaleBits;
+    for (const Tile& tile : geometry.tiles().subspan(runs[run].first_tile, runs[run].tiles)) {
+      const std::size_t n = tile.elements;
+      const std::size_t kept = Geometry::kept(format.k, n);
+      const std::size_t gaps = n == kFull ? full_gaps : kernels::largest_gaps_bits(n, kept);
+      bits += 1 + count_bits(kept) + gaps + kept * format.value_bits;
+      most_entries_ += kept;
+    }
+    staged_.push_back(bytes);
+    bytes += (bits + 7) / 8;
+  }
+  staged_.push_back(bytes);
+  if (most_entries_ > std::numeric_limits<std::uint32_t>::max()) {
+    throw std::invalid_argument(
+        fmt::format("{} entries are more than a record can hold", most_entries_));
+  }
+}
+
+RunWriter RecordCoder::writer(std::size_t run, std::span<std::byte> staging) const noexcept {
+  return {*geometry_, geometry_->runs()[run], format_,
+          staging.subspan(staged_[run], staged_[run + 1] - staged_[run])};
+}
+
+std::vector<std::byte> RecordCoder::assemble(std::span<const std::byte> staging,
+                                             std::span<const std::size_t> bits) const {
+  std::vector<std::size_t> begin{0};
+  for (const Section& section : sections_) {
+    const auto of_section = bits.subspan(section.first_run, section.runs);
+    const std::size_t sum = std::accumulate(of_section.begin(), of_section.end(), std::size_t{0});
+    begin.push_back(begin.back() + kLengthBytes + (sum + 7) / 8);
+  }
+  std::vector<std::byte> body(begin.back());
+  tbb::parallel_for(std::size_t{0}, sections_.size(), [&](std::size_t s) {
+    const Section& section = sections_[s];
+    const auto out = std::span(body).subspan(begin[s], begin[s + 1] - begin[s]);
+    const auto length = static_cast<std::uint32_t>(out.size() - kLengthBytes);
+    std::memcpy(out.data(), &length, kLengthBytes);
+    kernels::BitWriter writer(out.subspan(kLengthBytes));
+    for (std::size_t run = section.first_run; run < section.first_run + section.runs; ++run) {
+      writer.append(staging.subspan(staged_[run], staged_[run + 1] - staged_[run]), bits[run]);
+    }
+    writer.finish();
+  });
+  return body;
+}
+
+std::vector<std::byte> RecordCoder::empty() const {
+  std::vector<std::byte> staging(staging_bytes());
+  std::vector<std::size_t> bits;
+  for (std::size_t run = 0; run < geometry_->runs().size(); ++run) {
+    RunWriter run_writer = writer(run, staging);
+    for (std::size_t tile = 0; tile < geometry_->runs()[run].tiles; ++tile) {
+      run_writer.add({}, nullptr);
+    }
+    bits.push_back(run_writer.finish());
+  }
+  return assemble(staging, bits);
+}
+
+/// Reads one section into its part of the record, as if all tiles before it were full.
+struct RecordCoder::SectionReader {
+  const RecordCoder& coder;
+  const Section& section;
+  kernels::BitReader reader;
+  ParsedRecord& record;
+  std::size_t entry = section.first_entry;
+
+  /// Returns the entries read. Leaves in first[t + 1] the entries of tile t.
+  std::size_t read() {
+    for (std::size_t run = section.first_run; run < section.first_run + section.runs; ++run) {
+      read_run(coder.geometry_->runs()[run]);
+    }
+    if (reader.overrun()) {
+      fail("ends too early");
+    }
+    if (reader.remaining() >= 8) {
+      fail(fmt::format("has {} bits too many", reader.remaining()));
+    }
+    if (reader.get(static_cast<unsigned>(reader.remaining())) != 0) {
+      fail("is not padded with zero bits");
+    }
+    return entry - section.first_entry;
+  }
+
+ private:
+  [[noreturn]] void fail(std::string_view what) const {
+    throw RecordError(fmt::format("the record's section of runs {} to {} {}", section.first_run,
+                                  section.first_run + section.runs - 1, what));
+  }
+
+  void read_run(const TileRun& run) {
+    float scale = 0.0F;
+    if (coder.format_.value_bits == 1) {
+      const std::uint32_t bits = reader.get(kScaleBits);
+      if (bits > kLargestScale) {
+        fail(fmt::format("has a scale that is negative or not finite (bf16 bits {:#06x})", bits));
+      }
+      scale = kernels::from_bf16(static_cast<std::uint16_t>(bits));
+    }
+    const std::size_t before = entry;
+    for (std::size_t tile = run.first_tile; tile < run.first_tile + run.tiles; ++tile) {
+      read_tile(tile, scale);
+    }
+    if (coder.format_.value_bits == 1 && (entry > before) != (scale > 0.0F)) {
+      fail("has a run whose scale is zero though it has entries, or the other way round");
+    }
+  }
+
+  void read_tile(std::size_t tile, float scale) {
+    const std::size_t n = coder.geometry_->tiles()[tile].elements;
+    const std::size_t kept = Geometry::kept(coder.format_.k, n);
+    std::size_t count = kept;
+    if (reader.get(1) == 0) {
+      count = reader.get(count_bits(kept));
+      if (count >= kept) {
+        fail(fmt::format("announces {} entries in tile {}, in the form for fewer than {}", count,
+                         tile, kept));
+      }
+    }
+    const std::span<std::uint16_t> index = std::span(record.index).subspan(entry, count);
+    if (count == n) {
+      std::iota(index.begin(), index.end(), std::uint16_t{0});
+    } else if (!reader.read_gaps(index, n)) {
+      fail(reader.overrun() ? std::string("ends too early")
+                            : fmt::format("has an index outside tile {} of {} elements", tile, n));
+    }
+    for (float& value : std::span(record.value).subspan(entry, count)) {
+      value = coder.format_.value_bits == 1 ? read_sign(scale) : read_float(tile);
+    }
+    record.first[tile + 1] = static_cast<std::uint32_t>(count);
+    entry += count;
+  }
+
+  float read_sign(float scale) noexcept { return reader.get(1) == 0 ? scale : -scale; }
+
+  float read_float(std::size_t tile) {
+    const std::uint32_t bits = reader.get(kFloatBits);
+    const std::uint32_t magnitude = bits & ~(1U << 31);
+    if (reader.overrun()) {
+      fail("ends too early");
+    }
+    if (magnitude == 0 || magnitude >= kInfinity) {
+      fail(fmt::format("has a value in tile {} that is zero or not finite (bits {:#010x})", tile,
+                       bits));
+    }
+    return std::bit_cast<float>(bits);
+  }
+};
+
+ParsedRecord RecordCoder::parse(std::span<const std::byte> body) const {
+  std::vector<std::span<const std::byte>> bytes;
+  std::size_t at = 0;
+  for (std::size_t s = 0; s < sections_.size(); ++s) {
+    std::uint32_t length = 0;
+    if (body.size() - at < kLengthBytes) {
+      throw RecordError(fmt::format("the record ends before its section {} of {} (at byte {})", s,
+                                    sections_.size(), body.size()));
+    }
+    std::memcpy(&length, body.data() + at, kLengthBytes);
+    at += kLengthBytes;
+    if (body.size() - at < length) {
+      throw RecordError(fmt::format("the record's section {} announces {} bytes where {} are left",
+                                    s, length, body.size() - at));
+    }
+    bytes.push_back(body.subspan(at, length));
+    at += length;
+  }
+  if (at != body.size()) {
+    throw RecordError(fmt::format("{} bytes follow the record's last section", body.size() - at));
+  }
+
+  ParsedRecord record;
+  record.first.resize(geometry_->tiles().size() + 1);
+  record.index.resize(most_entries_);
+  record.value.resize(most_entries_);
+  std::vector<std::size_t> entries(sections_.size());
+  tbb::parallel_for(std::size_t{0}, sections_.size(), [&](std::size_t s) {
+    SectionReader reader{*this, sections_[s], kernels::BitReader(bytes[s]), record};
+    entries[s] = reader.read();
+  });
+
+  // Close the gaps that sections with fewer entries leave.
+  std::size_t end = 0;
+  for (std::size_t s = 0; s < sections_.size(); ++s) {
+    const std::size_t from = sections_[s].first_entry;
+    if (from != end) {
+      std::copy_n(record.index.begin() + static_cast<std::ptrdiff_t>(from), entries[s],
+                  record.index.begin() + static_cast<std::ptrdiff_t>(end));
+      std::copy_n(record.value.begin() + static_cast<std::ptrdiff_t>(from), entries[s],
+                  record.value.begin() + static_cast<std::ptrdiff_t>(end));
+    }
+    end += entries[s];
+  }
+  record.index.resize(end);
+  record.value.resize(end);
+  std::partial_sum(record.first.begin(), record.first.end(), record.first.begin());
+  return record;
+}
+
+}  // namespace distro::plugins

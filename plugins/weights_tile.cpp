@@ -1,0 +1,74 @@
+#include "plugins/weights_tile.h"
+
+namespace distro::plugins {
+namespace {
+
+void* address(const TensorView& tensor, std::size_t element) noexcept {
+  return static_cast<std::byte*>(tensor.data) + element * kernels::size_of(tensor.dtype);
+}
+
+}  // namespace
+
+std::optional<std::size_t> non_finite_in_tile(const kernels::KernelTable& kernels,
+                                              std::span<const Segment> segments,
+                                              std::span<const TensorView> x) noexcept {
+  for (const Segment& segment : segments) {
+    const TensorView& tensor = x[segment.tensor];
+    if (!kernels.finite(tensor.dtype, address(tensor, segment.tensor_begin), segment.elements)) {
+      return segment.tensor;
+    }
+  }
+  return std::nullopt;
+}
+
+void adopt_tile(const kernels::KernelTable& kernels, std::span<const Segment> segments,
+                std::span<const TensorView> x, float* w) noexcept {
+  for (const Segment& segment : segments) {
+    const TensorView& tensor = x[segment.tensor];
+    kernels.adopt(tensor.dtype, address(tensor, segment.tensor_begin), w + segment.tile_begin,
+                  segment.elements);
+  }
+}
+
+double absorb_tile(const kernels::KernelTable& kernels, std::span<const Segment> segments,
+                   std::span<const TensorView> x, const float* w, float* r, float share) noexcept {
+  double moved = 0.0;
+  for (const Segment& segment : segments) {
+    const TensorView& tensor = x[segment.tensor];
+    moved += kernels
+                 .absorb(tensor.dtype, address(tensor, segment.tensor_begin),
+                         w + segment.tile_begin, r + segment.tile_begin, segment.elements, share)
+                 .absolute_sum;
+  }
+  return moved;
+}
+
+void restore_tile(const kernels::KernelTable& kernels, std::span<const Segment> segments,
+                  std::span<const TensorView> x, const float* w, const float* r,
+                  float share) noexcept {
+  for (const Segment& segment : segments) {
+    const TensorView& tensor = x[segment.tensor];
+    kernels.restore(tensor.dtype, address(tensor, segment.tensor_begin), w + segment.tile_begin,
+                    r + segment.tile_begin, segment.elements, share);
+  }
+}
+
+std::uint64_t apply_tile(const Due& due, std::size_t tile, std::size_t begin, float* w, float* r,
+                         kernels::SparseSum& sum) noexcept {
+  for (std::size_t participant = 0; participant < due.contributions.size(); ++participant) {
+    const auto& [record, weight] = due.contributions[participant];
+    const std::size_t first = record->first[tile];
+    const std::size_t count = record->first[tile + 1] - first;
+    const auto index = std::span(record->index).subspan(first, count);
+    const auto value = std::span(record->value).subspan(first, count);
+    sum.add(weight, index, value);
+    if (participant == due.own) {
+      for (std::size_t i = 0; i < count; ++i) {
+        r[index[i]] -= value[i];
+      }
+    }
+  }
+  return sum.move_into(w, due.gain, begin);
+}
+
+}  // namespace distro::plugins

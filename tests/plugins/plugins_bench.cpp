@@ -1,0 +1,131 @@
+// The codec over a DDP bucket of 25 MiB of fp32, beside a memcpy of the same bytes in this process:
+// `ratio` is the best time over the memcpy's best time with the same number of threads. Targets:
+// performance.md.
+#include <benchmark/benchmark.h>
+#include <tbb/global_control.h>
+#include <tbb/parallel_for.h>
+#include <tbb/task_arena.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "plugins/weights.h"
+
+namespace distro::plugins {
+namespace {
+
+constexpr std::size_t kElements = 6553600;
+constexpr std::size_t kPeers = 8;
+
+double seconds(const auto& work) {
+  const auto begin = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+double memcpy_seconds(tbb::task_arena& arena) {
+  constexpr std::size_t kBlock = 65536;
+  std::vector<float> from(kElements, 1.0F);
+  std::vector<float> to(kElements);
+  double least = 1e9;
+  for (int i = 0; i < 20; ++i) {
+    least = std::min(least, seconds([&] {
+                       arena.execute([&] {
+                         tbb::parallel_for(std::size_t{0}, kElements / kBlock, [&](std::size_t b) {
+                           std::memcpy(&to[b * kBlock], &from[b * kBlock], kBlock * sizeof(float));
+                         });
+                       });
+                       benchmark::ClobberMemory();
+                     }));
+  }
+  return least;
+}
+
+/// A module, its codec, and what kPeers participants sent.
+struct Bucket {
+  explicit Bucket(WeightsConfig config)
+      : x(kElements),
+        codec(Geometry(std::vector<std::size_t>{kElements}), config),
+        views{{x.data(), kernels::DType::f32, kElements}} {
+    std::mt19937 random(1);
+    std::normal_distribution<float> normal;
+    std::vector<float> moves(1 << 20);
+    for (float& move : moves) {
+      move = 1e-2F * normal(random);
+    }
+    codec.begin(views);
+    for (std::size_t peer = 0; peer < kPeers; ++peer) {
+      for (std::size_t i = 0; i < kElements; ++i) {
+        x[i] += moves[(i + peer * 7919) % moves.size()];
+      }
+      bodies.push_back(codec.encode(views, 0.5F).record);
+      records.push_back(codec.parse(bodies.back()));
+    }
+    for (const ParsedRecord& record : records) {
+      contributions.push_back({&record, 1.0F / kPeers});
+    }
+  }
+  std::vector<float> x;
+  WeightsCodec codec;
+  std::vector<TensorView> views;
+  std::vector<std::vector<std::byte>> bodies;
+  std::vector<ParsedRecord> records;
+  std::vector<Contribution> contributions;
+};
+
+template <class Work>
+void measure(benchmark::State& state, const Work& work) {
+  const auto threads = static_cast<int>(state.range(0));
+  tbb::task_arena arena(threads);
+  const double copy = memcpy_seconds(arena);
+  double least = 1e9;
+  for (auto _ : state) {
+    const double took = seconds([&] { arena.execute(work); });
+    state.SetIterationTime(took);
+    least = std::min(least, took);
+  }
+  state.counters["ratio"] = least / copy;
+}
+
+void sync(benchmark::State& state, WeightsConfig config) {
+  Bucket bucket(config);
+  const Due due{std::span(bucket.contributions).first(1), 0, 1.0F};
+  measure(state, [&] { bucket.codec.advance(bucket.views, &due, 0.5F, 0.5F); });
+}
+
+void sync_8_peers(benchmark::State& state, WeightsConfig config) {
+  Bucket bucket(config);
+  const Due due{bucket.contributions, 0, 1.0F};
+  measure(state, [&] { bucket.codec.advance(bucket.views, &due, 0.5F, 0.5F); });
+}
+
+void apply_8_peers(benchmark::State& state, WeightsConfig config) {
+  Bucket bucket(config);
+  const Due due{bucket.contributions, 0, 1.0F};
+  measure(state, [&] { bucket.codec.apply(due); });
+}
+
+void parse_8_peers(benchmark::State& state, WeightsConfig config) {
+  const Bucket bucket(config);
+  measure(state, [&] {
+    for (const std::vector<std::byte>& body : bucket.bodies) {
+      benchmark::DoNotOptimize(bucket.codec.parse(body));
+    }
+  });
+}
+
+constexpr WeightsConfig with(kernels::Isa isa, std::uint32_t k = 6) { return {k, 1, isa}; }
+
+BENCHMARK_CAPTURE(sync, scalar, with(kernels::Isa::scalar))->Arg(1)->UseManualTime();
+BENCHMARK_CAPTURE(sync, avx2, with(kernels::Isa::avx2))->Arg(1)->UseManualTime();
+BENCHMARK_CAPTURE(sync, avx512, with(kernels::Isa::avx512))->Arg(1)->Arg(2)->UseManualTime();
+BENCHMARK_CAPTURE(sync, k48, with(kernels::Isa::avx512, 48))->Arg(1)->UseManualTime();
+BENCHMARK_CAPTURE(sync_8_peers, k6, with(kernels::Isa::avx512))->Arg(1)->Arg(2)->UseManualTime();
+BENCHMARK_CAPTURE(apply_8_peers, k6, with(kernels::Isa::avx512))->Arg(1)->Arg(2)->UseManualTime();
+BENCHMARK_CAPTURE(parse_8_peers, k6, with(kernels::Isa::avx512))->Arg(1)->Arg(2)->UseManualTime();
+
+}  // namespace
+}  // namespace distro::plugins

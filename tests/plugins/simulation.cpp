@@ -1,0 +1,154 @@
+#include "simulation.h"
+
+#include <cstring>
+#include <utility>
+
+#include "kernels/half.h"
+
+namespace distro::plugins {
+
+using kernels::DType;
+
+Module::Module(std::vector<Tensor> tensors) : tensors_(std::move(tensors)) {
+  for (const Tensor& tensor : tensors_) {
+    bytes_.emplace_back(tensor.elements * kernels::size_of(tensor.dtype));
+  }
+}
+
+std::vector<TensorView> Module::views() {
+  std::vector<TensorView> views;
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    views.push_back({bytes_[i].data(), tensors_[i].dtype, tensors_[i].elements});
+  }
+  return views;
+}
+
+Geometry Module::geometry() const {
+  std::vector<std::size_t> elements;
+  for (const Tensor& tensor : tensors_) {
+    elements.push_back(tensor.elements);
+  }
+  return Geometry(elements);
+}
+
+double Module::get(std::size_t tensor, std::size_t i) const {
+  const std::byte* at = bytes_[tensor].data() + i * kernels::size_of(tensors_[tensor].dtype);
+  const auto load = [&](auto element) {
+    std::memcpy(&element, at, sizeof(element));
+    return element;
+  };
+  switch (tensors_[tensor].dtype) {
+    case DType::f32:
+      return static_cast<double>(load(float{}));
+    case DType::f64:
+      return load(double{});
+    case DType::f16:
+      return static_cast<double>(kernels::from_f16(load(std::uint16_t{})));
+    case DType::bf16:
+      return static_cast<double>(kernels::from_bf16(load(std::uint16_t{})));
+  }
+  return 0.0;
+}
+
+void Module::set(std::size_t tensor, std::size_t i, double value) {
+  std::byte* at = bytes_[tensor].data() + i * kernels::size_of(tensors_[tensor].dtype);
+  const auto store = [&](auto element) { std::memcpy(at, &element, sizeof(element)); };
+  const auto narrow = static_cast<float>(value);
+  switch (tensors_[tensor].dtype) {
+    case DType::f32:
+      store(narrow);
+      break;
+    case DType::f64:
+      store(value);
+      break;
+    case DType::f16:
+      store(kernels::to_f16(narrow));
+      break;
+    case DType::bf16:
+      store(kernels::to_bf16(narrow));
+      break;
+  }
+}
+
+void Module::move(std::mt19937& random, double length) {
+  std::normal_distribution<double> normal(0.0, length);
+  for (std::size_t tensor = 0; tensor < tensors_.size(); ++tensor) {
+    for (std::size_t i = 0; i < tensors_[tensor].elements; ++i) {
+      set(tensor, i, get(tensor, i) + normal(random));
+    }
+  }
+}
+
+std::vector<Module::Tensor> mixed_tensors() {
+  return {{4096 * 3 + 5, DType::f32}, {768, DType::f32}, {0, DType::f32},     {1, DType::f64},
+          {5000, DType::bf16},        {900, DType::f16}, {4096, DType::f16},  {3000, DType::bf16},
+          {4099, DType::f64},         {17, DType::f32},  {70000, DType::f32}, {1, DType::f16}};
+}
+
+std::vector<Module::Tensor> float_tensors() {
+  std::vector<Module::Tensor> tensors = mixed_tensors();
+  for (Module::Tensor& tensor : tensors) {
+    tensor.dtype = DType::f32;
+  }
+  return tensors;
+}
+
+std::vector<Contribution> equal_weights(std::span<const ParsedRecord> records) {
+  std::vector<Contribution> contributions;
+  for (const ParsedRecord& record : records) {
+    contributions.push_back({&record, 1.0F / static_cast<float>(records.size())});
+  }
+  return contributions;
+}
+
+Simulation::Simulation(const std::vector<Module::Tensor>& tensors, WeightsConfig config, Plan plan)
+    : plan_(std::move(plan)), random_(7) {
+  Module first(tensors);
+  first.move(random_, 1.0);
+  for (std::size_t rank = 0; rank < plan_.ranks; ++rank) {
+    modules.push_back(first);
+    config.isa = plan_.isas[rank % plan_.isas.size()];
+    codecs.emplace_back(first.geometry(), config);
+    codecs.back().begin(modules.back().views());
+  }
+  last.resize(plan_.ranks);
+}
+
+std::vector<ParsedRecord> Simulation::exchange() const {
+  std::vector<ParsedRecord> records;
+  for (std::size_t rank = 0; rank < ranks(); ++rank) {
+    records.push_back(codecs[rank].parse(last[rank].record));
+  }
+  return records;
+}
+
+void Simulation::step(double length) {
+  for (Module& module : modules) {
+    module.move(random_, length);
+  }
+  if (plan_.delay == 0) {
+    for (std::size_t rank = 0; rank < ranks(); ++rank) {
+      last[rank] = codecs[rank].encode(modules[rank].views(), plan_.share);
+    }
+    in_flight_ = exchange();
+    drain();
+    return;
+  }
+  const std::vector<Contribution> contributions = equal_weights(in_flight_);
+  for (std::size_t rank = 0; rank < ranks(); ++rank) {
+    const Due due{contributions, rank, plan_.gain};
+    last[rank] = codecs[rank].advance(modules[rank].views(), in_flight_.empty() ? nullptr : &due,
+                                      plan_.share, plan_.share);
+  }
+  in_flight_ = exchange();
+}
+
+void Simulation::drain() {
+  const std::vector<Contribution> contributions = equal_weights(in_flight_);
+  for (std::size_t rank = 0; rank < ranks(); ++rank) {
+    codecs[rank].settle(modules[rank].views(), {contributions, rank, plan_.gain}, plan_.share);
+  }
+  in_flight_.clear();
+}
+
+}  // namespace distro::plugins

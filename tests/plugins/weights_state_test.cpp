@@ -1,0 +1,193 @@
+#include <gtest/gtest.h>
+
+#include <cfenv>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
+
+#include "plugins/weights.h"
+#include "simulation.h"
+
+namespace distro::plugins {
+namespace {
+
+std::vector<float> copy(std::span<const float> values) { return {values.begin(), values.end()}; }
+
+struct Snapshot {
+  explicit Snapshot(const Simulation& simulation) : bytes(simulation.modules[0].bytes()) {
+    const WeightsCodec& codec = simulation.codecs[0];
+    checksum = codec.checksum();
+    for (std::size_t tensor = 0; tensor < codec.geometry().tensors(); ++tensor) {
+      w.push_back(copy(codec.reference(tensor)));
+      r.push_back(copy(codec.residual(tensor)));
+    }
+  }
+  bool operator==(const Snapshot&) const = default;
+  std::vector<std::vector<std::byte>> bytes;
+  std::vector<std::vector<float>> w, r;
+  std::uint64_t checksum = 0;
+};
+
+TEST(WeightsState, ANonFiniteWeightLeavesAllAsItWas) {
+  for (std::size_t tensor = 0; tensor < mixed_tensors().size(); ++tensor) {
+    const std::size_t elements = mixed_tensors()[tensor].elements;
+    for (const double bad :
+         {std::numeric_limits<double>::quiet_NaN(), -std::numeric_limits<double>::infinity()}) {
+      if (elements == 0) {
+        continue;
+      }
+      Simulation simulation(mixed_tensors(), {}, {.ranks = 1});
+      simulation.step(0.1);
+      Module& module = simulation.modules[0];
+      WeightsCodec& codec = simulation.codecs[0];
+      const ParsedRecord own = codec.parse(simulation.last[0].record);
+      const std::vector<Contribution> contributions{{&own, 1.0F}};
+      const Due due{contributions, 0, 1.0F};
+      std::mt19937 random(1);
+      module.move(random, 0.1);
+      const double was = module.get(tensor, elements - 1);
+      module.set(tensor, elements - 1, bad);
+      const Snapshot before(simulation);
+
+      const auto expect_untouched = [&] {
+        module.set(tensor, elements - 1, was);
+        const Snapshot after(simulation);
+        module.set(tensor, elements - 1, bad);
+        Snapshot expected = before;
+        module.set(tensor, elements - 1, was);
+        expected.bytes = module.bytes();
+        module.set(tensor, elements - 1, bad);
+        EXPECT_EQ(after, expected);
+      };
+      const Step advanced = codec.advance(module.views(), &due, 0.5F, 0.5F);
+      EXPECT_EQ(advanced.non_finite, tensor);
+      EXPECT_TRUE(advanced.record.empty());
+      expect_untouched();
+      const Step encoded = codec.encode(module.views(), 0.5F);
+      EXPECT_EQ(encoded.non_finite, tensor);
+      expect_untouched();
+      EXPECT_EQ(codec.begin(module.views()), tensor);
+    }
+  }
+}
+
+TEST(WeightsState, TheFirstOfSeveralNonFiniteTensorsIsNamed) {
+  Simulation simulation(mixed_tensors(), {}, {.ranks = 1});
+  for (const std::size_t tensor : {10U, 4U, 1U, 7U}) {  // of the pool and big ones
+    simulation.modules[0].set(tensor, 0, std::numeric_limits<double>::infinity());
+  }
+  EXPECT_EQ(simulation.codecs[0].encode(simulation.modules[0].views(), 0.5F).non_finite, 1U);
+}
+
+TEST(WeightsState, ApplyReadsAndWritesNoWeights) {
+  const auto prepared = [] {
+    Simulation simulation(mixed_tensors(), {}, {.ranks = 2});
+    simulation.step(0.1);
+    return simulation;
+  };
+  Simulation settled = prepared();
+  Simulation applied = prepared();
+  std::vector<ParsedRecord> records;
+  for (std::size_t rank = 0; rank < 2; ++rank) {
+    records.push_back(settled.codecs[rank].parse(settled.last[rank].record));
+  }
+  const std::vector<Contribution> contributions = equal_weights(records);
+  settled.codecs[0].settle(settled.modules[0].views(), {contributions, 0, 2.0F}, 0.5F);
+  const Snapshot before(applied);
+  applied.codecs[0].apply({contributions, 0, 2.0F});
+  Snapshot after(applied);
+  EXPECT_EQ(after.bytes, before.bytes);
+  EXPECT_NE(after.checksum, before.checksum);
+  after.bytes = settled.modules[0].bytes();
+  EXPECT_EQ(after, Snapshot(settled));
+}
+
+TEST(WeightsState, AnEmptyRecordMovesNothing) {
+  Simulation simulation(mixed_tensors(), {}, {.ranks = 1});
+  simulation.step(0.1);
+  WeightsCodec& codec = simulation.codecs[0];
+  const Snapshot before(simulation);
+  const ParsedRecord nothing = codec.parse(codec.empty_record());
+  EXPECT_TRUE(nothing.index.empty());
+  const std::vector<Contribution> contributions{{&nothing, 1.0F}};
+  codec.apply({contributions, 0, 2.0F});
+  EXPECT_EQ(Snapshot(simulation), before);
+}
+
+TEST(WeightsState, ASavedStateContinuesWithTheSameBits) {
+  Simulation simulation(mixed_tensors(), {}, {.ranks = 1});
+  for (int step = 0; step < 5; ++step) {
+    simulation.step(0.1);
+  }
+  simulation.drain();
+  WeightsCodec& codec = simulation.codecs[0];
+  Module module = simulation.modules[0];
+  WeightsCodec resumed(module.geometry(), {});
+  for (std::size_t tensor = 0; tensor < module.tensors().size(); ++tensor) {
+    resumed.restore_state(tensor, codec.reference(tensor), codec.residual(tensor));
+  }
+  resumed.rehash();
+  EXPECT_EQ(resumed.checksum(), codec.checksum());
+  std::mt19937 random(2);
+  module.move(random, 0.1);
+  Module other = module;
+  EXPECT_EQ(resumed.advance(module.views(), nullptr, 0.5F, 0.5F).record,
+            codec.advance(other.views(), nullptr, 0.5F, 0.5F).record);
+  EXPECT_EQ(module.bytes(), other.bytes());
+}
+
+TEST(WeightsState, MisuseIsNamed) {
+  Simulation simulation(float_tensors(), {}, {.ranks = 1});
+  WeightsCodec& codec = simulation.codecs[0];
+  std::vector<TensorView> views = simulation.modules[0].views();
+  const std::vector<float> few(3);
+  EXPECT_THROW(codec.restore_state(0, few, few), std::invalid_argument);
+  EXPECT_THROW(codec.restore_state(99, few, few), std::invalid_argument);
+  const std::vector<float> bad(768, std::numeric_limits<float>::quiet_NaN());
+  EXPECT_THROW(codec.restore_state(1, bad, bad), std::invalid_argument);
+  EXPECT_THROW(codec.apply({}), std::invalid_argument);
+  const ParsedRecord other;
+  const std::vector<Contribution> contributions{{&other, 1.0F}};
+  EXPECT_THROW(codec.apply({contributions, 0, 1.0F}), std::invalid_argument);
+  views[1].elements = 5;
+  EXPECT_THROW((void)codec.encode(views, 0.5F), std::invalid_argument);
+  views.pop_back();
+  EXPECT_THROW(codec.begin(views), std::invalid_argument);
+}
+
+TEST(WeightsState, NothingToExchangeIsNoError) {
+  WeightsCodec codec(Geometry(std::vector<std::size_t>{0}), {});
+  const std::vector<TensorView> views{{nullptr, kernels::DType::f32, 0}};
+  EXPECT_EQ(codec.begin(views), std::nullopt);
+  const Step step = codec.advance(views, nullptr, 1.0F, 1.0F);
+  EXPECT_TRUE(step.record.empty());
+  EXPECT_EQ(step.move_mean, 0.0);
+  EXPECT_EQ(codec.parse(step.record).first.size(), 1U);
+}
+
+#if defined(__SSE2__)
+TEST(WeightsState, FlushingSubnormalsInTheScriptChangesNoBit) {
+  const auto run = [](unsigned mode) {
+    Simulation simulation(float_tensors(), {6, 32}, {.ranks = 2});
+    for (int step = 0; step < 4; ++step) {
+      for (Module& module : simulation.modules) {
+        module.set(0, 1, 0.0);
+        module.set(0, 2, 3e-39);
+      }
+      const unsigned before = _mm_getcsr();
+      _mm_setcsr(before | mode);
+      simulation.step(0.0);
+      EXPECT_EQ(_mm_getcsr() & 0x8040U, mode);
+      _mm_setcsr(before);
+    }
+    return std::pair(Snapshot(simulation), simulation.last[0].record);
+  };
+  EXPECT_EQ(run(0x8040), run(0));  // FTZ and DAZ
+}
+#endif
+
+}  // namespace
+}  // namespace distro::plugins

@@ -1,0 +1,190 @@
+#include "plugins/weights.h"
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+#include <tbb/global_control.h>
+#include <tbb/task_arena.h>
+
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+#include "simulation.h"
+
+namespace distro::plugins {
+namespace {
+
+/// Bits of W of all tensors.
+std::vector<float> flat(const WeightsCodec& codec, bool residual = false) {
+  std::vector<float> all;
+  for (std::size_t tensor = 0; tensor < codec.geometry().tensors(); ++tensor) {
+    const auto part = residual ? codec.residual(tensor) : codec.reference(tensor);
+    all.insert(all.end(), part.begin(), part.end());
+  }
+  return all;
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+/// The checksum over W from nothing.
+std::uint64_t dense_checksum(const WeightsCodec& codec) {
+  std::uint64_t sum = 0;
+  for (std::size_t tensor = 0; tensor < codec.geometry().tensors(); ++tensor) {
+    const std::span<const float> w = codec.reference(tensor);
+    for (std::size_t i = 0; i < w.size(); ++i) {
+      sum += kernels::mix(codec.geometry().offset(tensor) + i, w[i]);
+    }
+  }
+  return sum;
+}
+
+double unit(kernels::DType dtype) {
+  switch (dtype) {
+    case kernels::DType::f32:
+      return std::ldexp(1.0, -24);
+    case kernels::DType::f64:
+      return std::ldexp(1.0, -53);
+    case kernels::DType::f16:
+      return std::ldexp(1.0, -11);
+    case kernels::DType::bf16:
+      return std::ldexp(1.0, -8);
+  }
+  return 0.0;
+}
+
+void expect_invariants(const Simulation& simulation, float share) {
+  const std::vector<float> w = flat(simulation.codecs[0]);
+  for (std::size_t rank = 0; rank < simulation.ranks(); ++rank) {
+    const WeightsCodec& codec = simulation.codecs[rank];
+    ASSERT_TRUE(same_bits(flat(codec), w)) << "rank " << rank;
+    ASSERT_EQ(codec.checksum(), simulation.codecs[0].checksum());
+    ASSERT_EQ(codec.checksum(), dense_checksum(codec));
+    const Module& module = simulation.modules[rank];
+    for (std::size_t tensor = 0; tensor < module.tensors().size(); ++tensor) {
+      for (std::size_t i = 0; i < module.tensors()[tensor].elements; ++i) {
+        const double expected =
+            static_cast<double>(codec.reference(tensor)[i]) +
+            static_cast<double>(share) * static_cast<double>(codec.residual(tensor)[i]);
+        const double rounding = unit(module.tensors()[tensor].dtype) + std::ldexp(1.0, -23);
+        ASSERT_NEAR(module.get(tensor, i), expected,
+                    std::abs(expected) * rounding + std::ldexp(1.0, -25))
+            << "tensor " << tensor << " element " << i;
+      }
+    }
+  }
+}
+
+struct Case {
+  WeightsConfig config;
+  int delay;
+  bool mixed;
+};
+
+class Weights : public testing::TestWithParam<Case> {};
+
+TEST_P(Weights, ReferencesAgreeAndWeightsFollowForFiftySteps) {
+  const auto [config, delay, mixed] = GetParam();
+  Plan plan{.ranks = 3, .delay = delay, .gain = 1.7F, .share = 0.6F};
+  plan.isas = {kernels::Isa::scalar, kernels::Isa::avx2, kernels::Isa::avx512};
+  Simulation simulation(mixed ? mixed_tensors() : float_tensors(), config, plan);
+  for (int step = 0; step < 50; ++step) {
+    simulation.step(0.02);
+    if (step % 7 == 0 || step == 49) {
+      expect_invariants(simulation, plan.share);
+    }
+    // E|N| = sqrt(2 / pi)
+    EXPECT_NEAR(simulation.last[0].move_mean, 0.02 * 0.798, mixed ? 0.02 * 0.08 : 0.02 * 0.02);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, Weights,
+                         testing::Values(Case{{6, 1}, 1, true}, Case{{6, 1}, 0, true},
+                                         Case{{6, 32}, 1, true}, Case{{48, 1}, 1, false},
+                                         Case{{4096, 32}, 1, true}, Case{{4096, 1}, 0, false}),
+                         [](const auto& test) {
+                           return fmt::format("k{}b{}d{}{}", test.param.config.k,
+                                              test.param.config.value_bits, test.param.delay,
+                                              test.param.mixed ? "mixed" : "f32");
+                         });
+
+TEST(WeightsCodec, NothingThatMovedIsLost) {
+  for (const int delay : {0, 1}) {
+    const Plan plan{.ranks = 1, .delay = delay, .gain = 1.0F, .share = 1.0F};
+    Simulation simulation(float_tensors(), {6, 1}, plan);
+    const Module begin = simulation.modules[0];
+    for (int step = 0; step < 50; ++step) {
+      simulation.step(0.02);
+    }
+    // One rank with gain and share 1: what was moved is in W or in R, and x is untouched by it.
+    const WeightsCodec& codec = simulation.codecs[0];
+    Module alone = begin;
+    std::mt19937 random(7);
+    Module(float_tensors()).move(random, 1.0);  // as the simulation began
+    for (int step = 0; step < 50; ++step) {
+      alone.move(random, 0.02);
+    }
+    for (std::size_t tensor = 0; tensor < alone.tensors().size(); ++tensor) {
+      for (std::size_t i = 0; i < alone.tensors()[tensor].elements; ++i) {
+        const double sum = static_cast<double>(codec.reference(tensor)[i]) +
+                           static_cast<double>(codec.residual(tensor)[i]);
+        ASSERT_NEAR(sum, alone.get(tensor, i), 2e-5);
+        ASSERT_NEAR(simulation.modules[0].get(tensor, i), alone.get(tensor, i), 2e-5);
+      }
+    }
+  }
+}
+
+TEST(WeightsCodec, EverythingSentIsTheMeanOfTheMoves) {
+  const Plan plan{.ranks = 4, .delay = 0, .gain = 1.0F, .share = 0.25F};
+  Simulation simulation(float_tensors(), {4096, 32}, plan);
+  std::mt19937 random(7);
+  Module start(float_tensors());
+  start.move(random, 1.0);
+  for (int step = 0; step < 10; ++step) {
+    const std::vector<Module> before = simulation.modules;
+    std::vector<Module> after = before;
+    for (Module& module : after) {
+      module.move(random, 0.02);
+    }
+    simulation.step(0.02);
+    for (std::size_t tensor = 0; tensor < start.tensors().size(); ++tensor) {
+      for (std::size_t i = 0; i < start.tensors()[tensor].elements; ++i) {
+        double mean = 0.0;
+        for (const Module& module : after) {
+          mean += module.get(tensor, i) / 4;
+        }
+        for (const WeightsCodec& codec : simulation.codecs) {
+          ASSERT_NEAR(static_cast<double>(codec.reference(tensor)[i]), mean, 1e-6);
+          ASSERT_EQ(codec.residual(tensor)[i], 0.0F);
+        }
+        ASSERT_EQ(simulation.modules[0].get(tensor, i),
+                  static_cast<double>(simulation.codecs[0].reference(tensor)[i]));
+      }
+    }
+  }
+}
+
+TEST(WeightsCodec, ThreadsChangeNoBit) {
+  const auto run = [](int threads) {
+    tbb::task_arena arena(threads);
+    Simulation simulation(mixed_tensors(), {6, 1}, {.ranks = 2});
+    std::vector<std::vector<std::byte>> records;
+    std::vector<double> moves;
+    for (int step = 0; step < 8; ++step) {
+      arena.execute([&] { simulation.step(0.02); });
+      records.push_back(simulation.last[1].record);
+      moves.push_back(simulation.last[1].move_mean);
+    }
+    return std::tuple(records, moves, simulation.modules[1].bytes(),
+                      flat(simulation.codecs[1], true), simulation.codecs[1].checksum());
+  };
+  const tbb::global_control allow(tbb::global_control::max_allowed_parallelism, 5);
+  const auto one = run(1);
+  EXPECT_EQ(run(2), one);
+  EXPECT_EQ(run(5), one);
+}
+
+}  // namespace
+}  // namespace distro::plugins

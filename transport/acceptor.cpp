@@ -1,0 +1,124 @@
+#include "transport/acceptor.h"
+
+#include <fmt/format.h>
+#include <sodium.h>
+
+#include <cerrno>
+#include <charconv>
+#include <cstdint>
+
+namespace distro::transport {
+
+Acceptor::Acceptor(zmq::context_t& context, const ChannelConfig& config)
+    : router_(context, zmq::socket_type::router) {
+  const bool ipv6 = config.carrier == Carrier::tcp && plan_tcp(config).ipv6;
+  set_socket_options(router_, config, ipv6);
+  router_.set(zmq::sockopt::router_mandatory, true);
+  if (config.carrier != Carrier::inproc) {
+    monitor_.emplace(context, router_, ZMQ_EVENT_DISCONNECTED);
+  }
+  bind(config);
+}
+
+Acceptor::~Acceptor() { close_lingering(router_); }
+
+void Acceptor::bind(const ChannelConfig& config) {
+  if (config.carrier == Carrier::tcp) {
+    bind_tcp(config);
+    return;
+  }
+  if (config.carrier == Carrier::ipc) {
+    directory_ = std::make_unique<SocketDirectory>();
+    endpoint_ = directory_->endpoint(config.rank);
+  } else {
+    std::uint64_t name = 0;
+    ::randombytes_buf(&name, sizeof name);
+    endpoint_ = fmt::format("inproc://distro-{:016x}", name);
+  }
+  try {
+    router_.bind(endpoint_);
+  } catch (const zmq::error_t& error) {
+    throw ConfigError(
+        fmt::format("rank {}: cannot bind to {}: {}", config.rank, endpoint_, error.what()));
+  }
+}
+
+void Acceptor::bind_tcp(const ChannelConfig& config) {
+  const TcpPlan plan = plan_tcp(config);
+  for (const std::uint16_t port : plan.ports) {
+    const std::string endpoint = tcp_endpoint(plan.bind_host, port);
+    if (::zmq_bind(router_.handle(), endpoint.c_str()) == 0) {
+      const std::string bound = router_.get(zmq::sockopt::last_endpoint);
+      std::uint16_t bound_port = 0;
+      std::from_chars(bound.data() + bound.rfind(':') + 1, bound.data() + bound.size(), bound_port);
+      endpoint_ = tcp_endpoint(plan.advertise_host, bound_port);
+      return;
+    }
+    if (zmq_errno() != EADDRINUSE) {
+      throw ConfigError(fmt::format(
+          "rank {}: cannot bind to {}: {}; set DISTRO_BIND to an address or interface of this "
+          "host, and DISTRO_PORTS to ports that it may use",
+          config.rank, endpoint, zmq_strerror(zmq_errno())));
+    }
+  }
+  throw ConfigError(
+      fmt::format("rank {}: all ports from {} to {} of {} are in use: widen DISTRO_PORTS",
+                  config.rank, config.first_port, config.last_port, plan.bind_host));
+}
+
+void Acceptor::append_poll_items(std::vector<zmq::pollitem_t>& items, bool watch_space) {
+  items.push_back({router_.handle(), 0, ZMQ_POLLIN, 0});
+  if (monitor_) {
+    items.push_back({monitor_->handle(), 0, ZMQ_POLLIN, 0});
+  }
+  if (watch_space) {
+    // Readable while ZeroMQ has a command for the socket, among them "this pipe has space again".
+    items.push_back({nullptr, router_.get(zmq::sockopt::fd), ZMQ_POLLIN, 0});
+  }
+}
+
+bool Acceptor::receive(std::string& route, zmq::message_t& body) {
+  zmq::message_t id;
+  if (!router_.recv(id, zmq::recv_flags::dontwait)) {
+    return false;
+  }
+  route.assign(id.data<char>(), id.size());
+  body.rebuild();
+  if (!id.more() || !router_.recv(body, zmq::recv_flags::dontwait)) {
+    return true;
+  }
+  if (body.more()) {
+    zmq::message_t rest;
+    do {
+      rest.rebuild();
+    } while (router_.recv(rest, zmq::recv_flags::dontwait) && rest.more());
+    body.rebuild();
+  }
+  return true;
+}
+
+SendResult Acceptor::send(const std::string& route, zmq::message_t& body) {
+  if (::zmq_send(router_.handle(), route.data(), route.size(), ZMQ_SNDMORE | ZMQ_DONTWAIT) < 0) {
+    const int error = zmq_errno();
+    if (error == EAGAIN || error == EINTR) {
+      return SendResult::blocked;
+    }
+    if (error == EHOSTUNREACH) {
+      return SendResult::gone;
+    }
+    throw zmq::error_t();
+  }
+  // The first part has chosen the connection and made sure of the space; the second cannot block.
+  router_.send(body, zmq::send_flags::dontwait);
+  return SendResult::sent;
+}
+
+bool Acceptor::take_disconnects() {
+  bool any = false;
+  while (monitor_ && monitor_->next()) {
+    any = true;
+  }
+  return any;
+}
+
+}  // namespace distro::transport

@@ -1,0 +1,163 @@
+#include "transport/bind.h"
+
+#include <arpa/inet.h>
+#include <fmt/format.h>
+#include <ifaddrs.h>
+#include <net/if.h>
+#include <netinet/in.h>
+#include <stdlib.h>
+#include <sys/un.h>
+
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <system_error>
+
+namespace distro::transport {
+namespace {
+
+struct Address {
+  std::string text;
+  bool ipv6 = false;
+  bool loopback = false;
+  bool wildcard = false;
+};
+
+Address describe(const in_addr& ip, std::string text) {
+  const std::uint32_t bits = ntohl(ip.s_addr);
+  return {std::move(text), false, (bits >> 24) == 127, bits == 0};
+}
+
+Address describe(const in6_addr& ip, std::string text) {
+  return {std::move(text), true, IN6_IS_ADDR_LOOPBACK(&ip) != 0, IN6_IS_ADDR_UNSPECIFIED(&ip) != 0};
+}
+
+std::optional<Address> parse_ip(const std::string& text) {
+  in_addr v4{};
+  if (::inet_pton(AF_INET, text.c_str(), &v4) == 1) {
+    return describe(v4, text);
+  }
+  in6_addr v6{};
+  if (::inet_pton(AF_INET6, text.c_str(), &v6) == 1) {
+    return describe(v6, text);
+  }
+  return std::nullopt;
+}
+
+// An interface's first IPv4 address, or its first IPv6 address that needs no scope.
+std::optional<Address> find_interface(const std::string& name) {
+  ifaddrs* raw = nullptr;
+  if (::getifaddrs(&raw) != 0) {
+    return std::nullopt;
+  }
+  const std::unique_ptr<ifaddrs, decltype(&::freeifaddrs)> list(raw, &::freeifaddrs);
+  std::optional<Address> found;
+  for (const ifaddrs* entry = list.get(); entry != nullptr; entry = entry->ifa_next) {
+    if (entry->ifa_addr == nullptr || name != entry->ifa_name) {
+      continue;
+    }
+    std::array<char, INET6_ADDRSTRLEN> text{};
+    if (entry->ifa_addr->sa_family == AF_INET) {
+      sockaddr_in address{};
+      std::memcpy(&address, entry->ifa_addr, sizeof address);
+      ::inet_ntop(AF_INET, &address.sin_addr, text.data(), text.size());
+      return describe(address.sin_addr, text.data());
+    }
+    if (entry->ifa_addr->sa_family == AF_INET6 && !found) {
+      sockaddr_in6 address{};
+      std::memcpy(&address, entry->ifa_addr, sizeof address);
+      if (!IN6_IS_ADDR_LINKLOCAL(&address.sin6_addr)) {
+        ::inet_ntop(AF_INET6, &address.sin6_addr, text.data(), text.size());
+        found = describe(address.sin6_addr, text.data());
+      }
+    }
+  }
+  return found;
+}
+
+}  // namespace
+
+TcpPlan plan_tcp(const ChannelConfig& config) {
+  const std::string& wanted = config.bind_address;
+  auto address = parse_ip(wanted);
+  if (!address) {
+    address = wanted == "localhost" ? parse_ip("127.0.0.1") : find_interface(wanted);
+  }
+  if (!address) {
+    throw ConfigError(fmt::format(
+        "rank {}: cannot bind to '{}': it is neither an IP address nor an interface of this "
+        "host that has one; set DISTRO_BIND to one of those (`ip addr` lists them)",
+        config.rank, wanted));
+  }
+  if (!address->loopback && !config.insecure) {
+    throw ConfigError(
+        fmt::format("rank {}: refused to bind to {}: without keys, whoever reaches that address "
+                    "can read the training and inject "
+                    "gradients. Set DISTRO_INSECURE=1 if the network is trusted (a private network "
+                    "or a tunnel), or "
+                    "DISTRO_BIND=127.0.0.1 if all ranks are on this host",
+                    config.rank, wanted));
+  }
+  if (address->wildcard && config.advertise.empty()) {
+    throw ConfigError(fmt::format(
+        "rank {}: DISTRO_BIND={} is every address of this host, so peers must be told which "
+        "one to connect to: set DISTRO_ADVERTISE",
+        config.rank, wanted));
+  }
+  if (config.last_port < config.first_port || (config.first_port == 0) != (config.last_port == 0)) {
+    throw ConfigError(fmt::format(
+        "rank {}: the port range {}-{} is empty: DISTRO_PORTS is first-last, both above 0",
+        config.rank, config.first_port, config.last_port));
+  }
+  TcpPlan plan{address->text,
+               config.advertise.empty() ? address->text : config.advertise,
+               address->ipv6,
+               {}};
+  for (std::uint32_t port = config.first_port; port <= config.last_port; ++port) {
+    plan.ports.push_back(static_cast<std::uint16_t>(port));
+  }
+  return plan;
+}
+
+std::string tcp_endpoint(std::string_view host, std::uint16_t port) {
+  const bool bare_ipv6 = host.find(':') != std::string_view::npos && host.front() != '[';
+  const std::string shown = bare_ipv6 ? fmt::format("[{}]", host) : std::string(host);
+  return port == 0 ? fmt::format("tcp://{}:*", shown) : fmt::format("tcp://{}:{}", shown, port);
+}
+
+SocketDirectory::SocketDirectory() {
+  const char* runtime = ::secure_getenv("XDG_RUNTIME_DIR");
+  std::error_code ignored;
+  const bool usable =
+      runtime != nullptr && *runtime == '/' && std::filesystem::is_directory(runtime, ignored);
+  std::string name = fmt::format("{}/torch-distro-XXXXXX", usable ? runtime : "/tmp");
+  if (::mkdtemp(name.data()) == nullptr) {  // mode 0700
+    throw ConfigError(fmt::format(
+        "cannot make the directory {} for the ranks' Unix sockets ({}): point XDG_RUNTIME_DIR "
+        "to a directory that can be written",
+        name, std::strerror(errno)));
+  }
+  path_ = name;
+  constexpr std::size_t kLongestPath = sizeof(sockaddr_un::sun_path) - 1;
+  constexpr std::size_t kLongestFile = sizeof("/2147483647") - 1;
+  if (name.size() + kLongestFile > kLongestPath) {
+    std::filesystem::remove(path_, ignored);
+    throw ConfigError(fmt::format(
+        "{} is too long for a Unix socket (at most {} bytes): point XDG_RUNTIME_DIR to a "
+        "shorter path",
+        name, kLongestPath - kLongestFile));
+  }
+}
+
+SocketDirectory::~SocketDirectory() {
+  std::error_code ignored;
+  std::filesystem::remove_all(path_, ignored);
+}
+
+std::string SocketDirectory::endpoint(int rank) const {
+  return fmt::format("ipc://{}/{}", path_.string(), rank);
+}
+
+}  // namespace distro::transport

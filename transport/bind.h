@@ -1,0 +1,42 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "transport/channel.h"
+
+namespace distro::transport {
+
+/// Where a tcp rank binds, and what it tells its peers.
+struct TcpPlan {
+  std::string bind_host;       ///< An IP address; IPv6 without brackets.
+  std::string advertise_host;  ///< An IP address or a name.
+  bool ipv6 = false;
+  std::vector<std::uint16_t> ports;  ///< To try in this order; 0: any free one.
+};
+
+/// Apply the binding rule: loopback only, unless `insecure`. Throws ConfigError that says what to
+/// do.
+TcpPlan plan_tcp(const ChannelConfig& config);
+
+std::string tcp_endpoint(std::string_view host, std::uint16_t port);
+
+/// A new directory that only this user can enter, for the Unix socket of one rank; removed with the
+/// object. Throws ConfigError if it cannot be made or its path is too long for a socket.
+class SocketDirectory {
+ public:
+  SocketDirectory();
+  ~SocketDirectory();
+  SocketDirectory(const SocketDirectory&) = delete;
+  SocketDirectory& operator=(const SocketDirectory&) = delete;
+
+  [[nodiscard]] std::string endpoint(int rank) const;
+
+ private:
+  std::filesystem::path path_;
+};
+
+}  // namespace distro::transport

@@ -1,0 +1,29 @@
+#include "transport/channel.h"
+
+#include <fmt/format.h>
+
+#include <limits>
+
+#include "transport/zmq_channel.h"
+
+namespace distro::transport {
+
+std::unique_ptr<Channel> open_channel(const ChannelConfig& config) {
+  if (config.world_size < 1 || config.rank < 0 || config.rank >= config.world_size) {
+    throw ConfigError(fmt::format("rank {} in a group of {} ranks: ranks count from 0 to {}",
+                                  config.rank, config.world_size, config.world_size - 1));
+  }
+  if (config.chunk_bytes == 0 || config.chunk_bytes > std::numeric_limits<std::uint32_t>::max()) {
+    throw ConfigError(
+        fmt::format("rank {}: chunk_bytes is {}, it must be from 1 to 2^32 - 1 (64 KiB is usual)",
+                    config.rank, config.chunk_bytes));
+  }
+  if (config.keepalive.count() <= 0 || config.timeout.count() <= 0 ||
+      config.resend_after.count() <= 0) {
+    throw ConfigError(
+        fmt::format("rank {}: timeout, keepalive and resend_after must be above 0", config.rank));
+  }
+  return std::make_unique<ZmqChannel>(config);
+}
+
+}  // namespace distro::transport

@@ -1,0 +1,122 @@
+#include "transport/dialer.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <functional>
+#include <utility>
+
+#include "transport/log.h"
+
+namespace distro::transport {
+namespace {
+
+// ZeroMQ announces its next try at once when it means to make one; without that for so long, the
+// socket is dead. Shorter: a healthy socket is thrown away on a busy machine; longer: the pair
+// stays apart.
+constexpr std::chrono::milliseconds kPatience{1'000};
+constexpr std::chrono::milliseconds kMaxBackoff{10'000};
+
+constexpr int kEvents = ZMQ_EVENT_CONNECT_DELAYED | ZMQ_EVENT_CONNECT_RETRIED |
+                        ZMQ_EVENT_CONNECTED | ZMQ_EVENT_HANDSHAKE_SUCCEEDED |
+                        ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |
+                        ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_DISCONNECTED;
+
+}  // namespace
+
+Dialer::Dialer(zmq::context_t& context, const ChannelConfig& config, std::string endpoint)
+    : context_(context),
+      config_(config),
+      endpoint_(std::move(endpoint)),
+      jitter_(static_cast<std::uint32_t>(std::hash<std::string>{}(endpoint_)) +
+              static_cast<std::uint32_t>(config.rank)) {
+  open();
+}
+
+Dialer::~Dialer() { close_lingering(dealer_); }
+
+void Dialer::open() {
+  monitor_.reset();
+  dealer_ = zmq::socket_t(context_, zmq::socket_type::dealer);
+  set_socket_options(dealer_, config_, endpoint_.find('[') != std::string::npos);
+  if (config_.carrier != Carrier::inproc) {
+    monitor_.emplace(context_, dealer_, kEvents);
+  }
+  dealer_.connect(endpoint_);
+}
+
+void Dialer::append_poll_items(std::vector<zmq::pollitem_t>& items, bool watch_space) {
+  const auto events = static_cast<short>(ZMQ_POLLIN | (watch_space ? ZMQ_POLLOUT : 0));
+  items.push_back({dealer_.handle(), 0, events, 0});
+  if (monitor_) {
+    items.push_back({monitor_->handle(), 0, ZMQ_POLLIN, 0});
+  }
+}
+
+void Dialer::expect_retry(Deadline now) {
+  const auto backoff = std::min(kPatience * (1 << std::min(renewals_, 4U)), kMaxBackoff);
+  const auto spread = backoff.count() / 4 + 1;
+  renew_at_ =
+      now + backoff + std::chrono::milliseconds(static_cast<std::int64_t>(jitter_()) % spread);
+}
+
+Dialer::Change Dialer::next_change(Deadline now) {
+  if (!monitor_) {
+    return std::exchange(inproc_opened_, true) ? Change::none : Change::opened;
+  }
+  while (const auto event = monitor_->next()) {
+    switch (event->kind) {
+      case ZMQ_EVENT_HANDSHAKE_SUCCEEDED:
+        open_ = true;
+        renewals_ = 0;
+        renew_at_ = Deadline::max();
+        return Change::opened;
+      case ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+      case ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL:
+      case ZMQ_EVENT_HANDSHAKE_FAILED_AUTH:
+      case ZMQ_EVENT_DISCONNECTED:
+        expect_retry(now);
+        if (std::exchange(open_, false)) {
+          return Change::broke;
+        }
+        break;
+      default:  // it is trying
+        renew_at_ = Deadline::max();
+        break;
+    }
+  }
+  return Change::none;
+}
+
+bool Dialer::receive(zmq::message_t& body) {
+  body.rebuild();
+  if (!dealer_.recv(body, zmq::recv_flags::dontwait)) {
+    return false;
+  }
+  if (body.more()) {
+    zmq::message_t rest;
+    do {
+      rest.rebuild();
+    } while (dealer_.recv(rest, zmq::recv_flags::dontwait) && rest.more());
+    body.rebuild();
+  }
+  return true;
+}
+
+SendResult Dialer::send(zmq::message_t& body) {
+  return dealer_.send(body, zmq::send_flags::dontwait) ? SendResult::sent : SendResult::blocked;
+}
+
+void Dialer::work(Deadline now) {
+  if (now >= renew_at_) {
+    ++renewals_;
+    log(LogLevel::info,
+        fmt::format("[distro rank {}] connection to {} was given up by ZeroMQ: dialling anew",
+                    config_.rank, endpoint_));
+    renew_at_ = Deadline::max();
+    open();
+  }
+}
+
+}  // namespace distro::transport

@@ -1,0 +1,187 @@
+#include "transport/inbox.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+namespace distro::transport {
+namespace {
+
+// Waiting "until Deadline::max()" overflows inside some implementations of condition variables.
+constexpr auto kLongestWait = std::chrono::hours(24 * 365);
+
+std::string seconds(Clock::duration duration) {
+  return fmt::format("{:.1f} s", std::chrono::duration<double>(duration).count());
+}
+
+std::string_view name(PeerState state) noexcept {
+  switch (state) {
+    case PeerState::connecting:
+      return "never connected";
+    case PeerState::connected:
+      return "connected";
+    case PeerState::away:
+      return "connection lost, reconnecting";
+    case PeerState::left:
+      return "left";
+    case PeerState::lost:
+      return "lost";
+  }
+  return "unknown";
+}
+
+}  // namespace
+
+ChannelCounters LiveCounters::read() const noexcept {
+  ChannelCounters counters;
+  counters.socket_bytes_sent = socket_bytes_sent.load(std::memory_order_relaxed);
+  counters.socket_bytes_received = socket_bytes_received.load(std::memory_order_relaxed);
+  counters.resent_frames = resent_frames.load(std::memory_order_relaxed);
+  counters.reconnects = reconnects.load(std::memory_order_relaxed);
+  counters.rejected_frames = rejected_frames.load(std::memory_order_relaxed);
+  counters.duplicate_frames = duplicate_frames.load(std::memory_order_relaxed);
+  return counters;
+}
+
+Inbox::Inbox(int rank, int world_size, std::size_t limit_bytes)
+    : rank_(rank), limit_bytes_(limit_bytes), boxes_(static_cast<std::size_t>(world_size)) {}
+
+bool Inbox::deliver(int peer, Bytes message) {
+  const std::lock_guard lock(mutex_);
+  Box& to = box(peer);
+  to.bytes += message.size();
+  to.messages.push_back(std::move(message));
+  to.over_limit = to.over_limit || to.bytes > limit_bytes_;
+  changed_.notify_all();
+  return to.over_limit;
+}
+
+void Inbox::set_state(int peer, PeerState state, Deadline now) {
+  const std::lock_guard lock(mutex_);
+  box(peer).state = state;
+  box(peer).state_since = now;
+  changed_.notify_all();
+}
+
+void Inbox::heard(int peer, Deadline now) {
+  const std::lock_guard lock(mutex_);
+  box(peer).last_heard = now;
+}
+
+bool Inbox::lose(int rank, const std::string& reason) {
+  const std::lock_guard lock(mutex_);
+  if (first_lost_) {
+    return false;
+  }
+  first_lost_.emplace(rank, reason);
+  changed_.notify_all();
+  return true;
+}
+
+void Inbox::set_closed() {
+  const std::lock_guard lock(mutex_);
+  closed_ = true;
+  changed_.notify_all();
+}
+
+Inbox::Taken Inbox::take(Box& box) {
+  Taken taken{std::move(box.messages.front()), false};
+  box.messages.pop_front();
+  box.bytes -= taken.message.size();
+  if (box.over_limit && box.bytes <= limit_bytes_ / 2) {
+    box.over_limit = false;
+    taken.has_room_again = true;
+  }
+  return taken;
+}
+
+void Inbox::throw_if_in_vain(int peer) const {
+  if (first_lost_) {
+    throw *first_lost_;
+  }
+  if (box(peer).state == PeerState::left) {
+    throw PeerLeft(
+        peer,
+        fmt::format("rank {} ended normally and will send nothing more, but rank {} waits for a "
+                    "message of it: the ranks did not run the same collectives",
+                    peer, rank_));
+  }
+  if (closed_) {
+    throw PeerError(rank_, fmt::format("rank {}: the channel is closed", rank_));
+  }
+}
+
+PeerTimeout Inbox::timeout(int peer, Deadline began) const {
+  const auto now = Clock::now();
+  const Box& late = box(peer);
+  const std::string heard =
+      late.last_heard == Deadline::min()
+          ? "never heard of"
+          : fmt::format("last heard of {} ago", seconds(now - late.last_heard));
+  std::string state(name(late.state));
+  if (late.state == PeerState::away) {
+    state += fmt::format(" for {}", seconds(now - late.state_since));
+  }
+  return {peer, fmt::format(
+                    "rank {} did not deliver within {} ({}; {}): see whether it hangs or is slow, "
+                    "or raise the group's timeout",
+                    peer, seconds(now - began), state, heard)};
+}
+
+Inbox::Taken Inbox::receive(int peer, Deadline deadline) {
+  const auto began = Clock::now();
+  const Deadline until = std::min(deadline, began + kLongestWait);
+  std::unique_lock lock(mutex_);
+  Box& from = box(peer);
+  while (from.messages.empty()) {
+    throw_if_in_vain(peer);
+    if (Clock::now() >= until) {
+      throw timeout(peer, began);
+    }
+    changed_.wait_until(lock, until);
+  }
+  return take(from);
+}
+
+std::optional<Inbox::Taken> Inbox::try_receive(int peer) {
+  const std::lock_guard lock(mutex_);
+  Box& from = box(peer);
+  if (from.messages.empty()) {
+    throw_if_in_vain(peer);
+    return std::nullopt;
+  }
+  return take(from);
+}
+
+void Inbox::check_can_send(int peer) const {
+  const std::lock_guard lock(mutex_);
+  const PeerState state = box(peer).state;
+  if (state == PeerState::lost) {
+    if (first_lost_ && first_lost_->rank() == peer) {
+      throw *first_lost_;
+    }
+    throw PeerLost(peer, fmt::format("rank {} is lost; nothing can be sent to it", peer));
+  }
+  if (state == PeerState::left) {
+    throw PeerLeft(
+        peer,
+        fmt::format(
+            "rank {} ended normally, but rank {} still sends to it: the ranks did not run the "
+            "same collectives",
+            peer, rank_));
+  }
+}
+
+std::optional<PeerLost> Inbox::lost() const {
+  const std::lock_guard lock(mutex_);
+  return first_lost_;
+}
+
+bool Inbox::wait_closed(Deadline deadline) {
+  std::unique_lock lock(mutex_);
+  return changed_.wait_until(lock, std::min(deadline, Clock::now() + kLongestWait),
+                             [this] { return closed_; });
+}
+
+}  // namespace distro::transport

@@ -1,0 +1,97 @@
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "transport/channel.h"
+
+namespace distro::transport {
+
+/// A peer as callers may know it. The order is that of a life, except that `away` goes back to
+/// `connected`.
+enum class PeerState : std::uint8_t {
+  connecting,  ///< Not yet reached.
+  connected,
+  away,  ///< The connection broke; it is being made again.
+  left,  ///< Said goodbye.
+  lost,
+};
+
+/// ChannelCounters while they are counted: the I/O thread adds, any thread reads.
+struct LiveCounters {
+  std::atomic<std::uint64_t> socket_bytes_sent{0};
+  std::atomic<std::uint64_t> socket_bytes_received{0};
+  std::atomic<std::uint64_t> resent_frames{0};
+  std::atomic<std::uint64_t> reconnects{0};
+  std::atomic<std::uint64_t> rejected_frames{0};
+  std::atomic<std::uint64_t> duplicate_frames{0};
+
+  [[nodiscard]] ChannelCounters read() const noexcept;
+};
+
+/// Where the I/O thread and the callers of one channel meet: messages that arrived, and what is
+/// known of the peers. Thread-safe.
+class Inbox {
+ public:
+  Inbox(int rank, int world_size, std::size_t limit_bytes);
+
+  // For the I/O thread.
+
+  /// True if the peer's messages exceed the limit now.
+  bool deliver(int peer, Bytes message);
+  void set_state(int peer, PeerState state, Deadline now);
+  void heard(int peer, Deadline now);
+  /// Remember the first rank that is lost. False if one was known already.
+  bool lose(int rank, const std::string& reason);
+  void set_closed();
+
+  // For callers.
+
+  struct Taken {
+    Bytes message;
+    bool has_room_again =
+        false;  ///< Above the limit before, well below it now: the peer may go on.
+  };
+  Taken receive(int peer, Deadline deadline);
+  std::optional<Taken> try_receive(int peer);
+  /// Throws PeerLost or PeerLeft if nothing can be sent to the peer.
+  void check_can_send(int peer) const;
+  [[nodiscard]] std::optional<PeerLost> lost() const;
+  /// Until set_closed, or false at the deadline.
+  bool wait_closed(Deadline deadline);
+
+  LiveCounters counters;
+
+ private:
+  struct Box {
+    std::deque<Bytes> messages;
+    std::size_t bytes = 0;
+    bool over_limit = false;
+    PeerState state = PeerState::connecting;
+    Deadline state_since{};
+    Deadline last_heard = Deadline::min();
+  };
+
+  Taken take(Box& box);
+  void throw_if_in_vain(int peer) const;
+  [[nodiscard]] PeerTimeout timeout(int peer, Deadline began) const;
+  [[nodiscard]] const Box& box(int peer) const { return boxes_[static_cast<std::size_t>(peer)]; }
+  [[nodiscard]] Box& box(int peer) { return boxes_[static_cast<std::size_t>(peer)]; }
+
+  const int rank_;
+  const std::size_t limit_bytes_;
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<Box> boxes_;
+  std::optional<PeerLost> first_lost_;
+  bool closed_ = false;
+};
+
+}  // namespace distro::transport

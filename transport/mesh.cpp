@@ -1,0 +1,284 @@
+#include "transport/mesh.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "transport/log.h"
+
+namespace distro::transport {
+namespace {
+
+using std::chrono::milliseconds;
+
+// When a ROUTER reports a broken connection without saying whose, all peers are probed after these
+// times: at once, and again since ZeroMQ may take a moment to drop the connection from its table.
+constexpr std::array<milliseconds, 3> kProbes{milliseconds(0), milliseconds(50), milliseconds(500)};
+
+// How long aborts get at the end of a channel. Shorter: on a slow link peers blame this rank
+// instead of the culprit; longer: a failed training takes that long to exit.
+constexpr milliseconds kAbortTime{1'000};
+
+// A peer that said goodbye and vanished is dialled for so long, in case it still waits for an
+// acknowledgement.
+constexpr milliseconds kAfterGoodbye{5'000};
+
+}  // namespace
+
+Mesh::Mesh(zmq::context_t& context, const ChannelConfig& config, const PeerAddress& own,
+           Inbox& inbox)
+    : context_(context),
+      config_(config),
+      own_(own),
+      inbox_(inbox),
+      acceptor_(std::make_unique<Acceptor>(context, config)) {
+  probes_.fill(Deadline::max());
+}
+
+void Mesh::connect(std::vector<PeerAddress> addresses) {
+  const auto now = Clock::now();
+  for (int rank = 0; rank < config_.world_size; ++rank) {
+    auto& peer = peers_.emplace_back();
+    if (rank == config_.rank) {
+      continue;
+    }
+    peer = std::make_unique<Peer>(rank, std::move(addresses[static_cast<std::size_t>(rank)]),
+                                  config_, own_.session, now);
+    if (rank < config_.rank) {
+      peer->dialer = std::make_unique<Dialer>(context_, config_, peer->address.endpoint);
+    }
+  }
+  watch_at_ = now;
+}
+
+Peer* Mesh::find(std::uint32_t rank) noexcept {
+  return rank < peers_.size() ? peers_[rank].get() : nullptr;
+}
+
+void Mesh::send(int peer, SharedBytes message) {
+  Peer* to = find(static_cast<std::uint32_t>(peer));
+  if (to != nullptr && !to->finished() && !closing_) {
+    to->session.queue(std::move(message));
+  }
+}
+
+void Mesh::resume(int peer) {
+  if (Peer* from = find(static_cast<std::uint32_t>(peer))) {
+    from->session.hold_peer(false, Clock::now());
+  }
+}
+
+void Mesh::tell_lost(int culprit, std::string_view reason) {
+  for (const auto& peer : peers_) {
+    if (peer != nullptr && !peer->finished()) {
+      peer->owed_abort = encode_abort(static_cast<std::uint32_t>(culprit), reason);
+    }
+  }
+}
+
+void Mesh::append_poll_items(std::vector<zmq::pollitem_t>& items) {
+  // Before connect nobody can be recognised: HELLOs wait in ZeroMQ's queues.
+  if (done_ || peers_.empty()) {
+    return;
+  }
+  const std::size_t begin = items.size();
+  const bool route_blocked = std::any_of(peers_.begin(), peers_.end(), [](const auto& peer) {
+    return peer != nullptr && peer->dialer == nullptr && peer->blocked();
+  });
+  acceptor_->append_poll_items(items, route_blocked);
+  for (const auto& peer : peers_) {
+    if (peer != nullptr && peer->dialer != nullptr) {
+      peer->poll_index = items.size() - begin;
+      peer->dialer->append_poll_items(items, peer->blocked());
+    }
+  }
+}
+
+Deadline Mesh::work(Deadline now, std::span<const zmq::pollitem_t> items) {
+  if (done_) {
+    return Deadline::max();
+  }
+  if (!items.empty()) {
+    // Frames before events: what a peer sent before its connection broke counts.
+    receive_from_acceptor(now);
+    if (acceptor_->take_disconnects()) {
+      for (std::size_t i = 0; i < kProbes.size(); ++i) {
+        probes_[i] = now + kProbes[i];
+      }
+    }
+  }
+  for (const auto& peer : peers_) {
+    if (peer == nullptr || peer->dialer == nullptr) {
+      continue;
+    }
+    if (peer->poll_index != 0 && peer->poll_index < items.size() &&
+        items[peer->poll_index].revents != 0) {
+      receive_from_dialer(*peer, now);
+    }
+    if (peer->dialer != nullptr) {
+      on_dialer_changes(*peer, now);
+      peer->dialer->work(now);
+    }
+  }
+  probe(now);
+  watch(now);
+  Deadline wake = std::min(watch_at_, *std::min_element(probes_.begin(), probes_.end()));
+  for (const auto& peer : peers_) {
+    if (peer == nullptr || peer->state == PeerState::lost) {
+      continue;
+    }
+    if (!peer->pump(*acceptor_, config_, inbox_.counters, now)) {
+      down(*peer, now);
+    }
+    wake = std::min(wake, peer->next_timer(now));
+  }
+  if (closing_) {
+    if (close_if_done(now)) {
+      return Deadline::max();
+    }
+    wake = std::min({wake, closing_->deadline, now + milliseconds(50)});
+  }
+  return wake;
+}
+
+void Mesh::up(Peer& peer, Deadline now) {
+  if (peer.ever_up && !peer.up) {
+    inbox_.counters.reconnects.fetch_add(1, std::memory_order_relaxed);
+  }
+  peer.went_up(now);
+  if (!peer.finished()) {
+    set_state(peer, PeerState::connected, now);
+  }
+  log(LogLevel::debug,
+      fmt::format("[distro rank {}] connected to rank {}", config_.rank, peer.rank));
+}
+
+void Mesh::down(Peer& peer, Deadline now) {
+  if (!peer.route.empty()) {
+    routes_.erase(peer.route);
+    peer.route.clear();
+  }
+  const bool was_up = peer.up;
+  peer.went_down(was_up ? now : peer.quiet_since);
+  if (was_up && !peer.finished()) {
+    set_state(peer, PeerState::away, now);
+    watch_at_ = std::min(watch_at_, now + milliseconds(100));
+    log(LogLevel::info,
+        fmt::format("[distro rank {}] connection to rank {} broke", config_.rank, peer.rank));
+  }
+}
+
+void Mesh::set_state(Peer& peer, PeerState state, Deadline now) {
+  peer.state = state;
+  inbox_.set_state(peer.rank, state, now);
+}
+
+void Mesh::on_dialer_changes(Peer& peer, Deadline now) {
+  while (true) {
+    switch (peer.dialer->next_change(now)) {
+      case Dialer::Change::none:
+        if (peer.state == PeerState::left && !peer.up && now - peer.quiet_since > kAfterGoodbye) {
+          peer.dialer.reset();
+        }
+        return;
+      case Dialer::Change::opened:
+        peer.owes_greeting = true;
+        break;
+      case Dialer::Change::broke:
+        receive_from_dialer(peer, now);
+        if (peer.dialer == nullptr) {
+          return;
+        }
+        down(peer, now);
+        break;
+    }
+  }
+}
+
+void Mesh::probe(Deadline now) {
+  bool due = false;
+  for (Deadline& at : probes_) {
+    if (now >= at) {
+      at = Deadline::max();
+      due = true;
+    }
+  }
+  for (const auto& peer : peers_) {
+    if (due && peer != nullptr && peer->dialer == nullptr && peer->up) {
+      peer->session.request_ack(now);
+    }
+  }
+}
+
+void Mesh::start_closing(Deadline deadline, bool goodbye) {
+  const auto now = Clock::now();
+  if (!goodbye) {
+    const auto lost = inbox_.lost();
+    tell_lost(
+        lost ? lost->rank() : config_.rank,
+        lost ? lost->what()
+             : fmt::format(
+                   "rank {} closed its channel without a goodbye (it failed; see its own output)",
+                   config_.rank));
+    deadline = now + kAbortTime;
+  } else {
+    for (const auto& peer : peers_) {
+      if (peer != nullptr && !peer->finished()) {
+        peer->session.queue_goodbye();
+      }
+    }
+  }
+  closing_ = Closing{now, deadline, goodbye};
+}
+
+bool Mesh::settled(const Peer& peer, Deadline now) const {
+  if (peer.state == PeerState::lost) {
+    return true;
+  }
+  if (peer.must_flush() && now - closing_->began < kAbortTime) {
+    return false;
+  }
+  return !closing_->goodbye || peer.state == PeerState::left || peer.session.all_acknowledged();
+}
+
+bool Mesh::close_if_done(Deadline now) {
+  bool all = true;
+  for (const auto& peer : peers_) {
+    all = all && (peer == nullptr || settled(*peer, now));
+  }
+  if (!all && now < closing_->deadline) {
+    return false;
+  }
+  for (const auto& peer : peers_) {
+    if (closing_->goodbye && peer != nullptr && !settled(*peer, now)) {
+      log(LogLevel::warning, fmt::format("[distro rank {}] closed before rank {} had acknowledged "
+                                         "all that was sent to it: it may miss the "
+                                         "last messages",
+                                         config_.rank, peer->rank));
+    }
+  }
+  finish();
+  return true;
+}
+
+void Mesh::finish() {
+  done_ = true;
+  routes_.clear();
+  peers_.clear();
+  acceptor_.reset();
+  inbox_.set_closed();
+}
+
+void Mesh::fail(const std::string& reason) noexcept {
+  try {
+    log(LogLevel::error, fmt::format("[distro rank {}] I/O thread: {}", config_.rank, reason));
+    inbox_.lose(config_.rank,
+                fmt::format("rank {}: its I/O thread failed: {}", config_.rank, reason));
+    finish();
+  } catch (...) {
+    inbox_.set_closed();
+  }
+}
+
+}  // namespace distro::transport

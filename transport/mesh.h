@@ -1,0 +1,97 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+#include <zmq.hpp>
+
+#include "transport/acceptor.h"
+#include "transport/channel.h"
+#include "transport/frame.h"
+#include "transport/inbox.h"
+#include "transport/io_service.h"
+#include "transport/peer.h"
+
+namespace distro::transport {
+
+/// The I/O thread's half of a channel: the sockets and sessions to all peers of a group. One duplex
+/// connection a pair: the higher rank's DEALER dials the lower rank's ROUTER. All members are for
+/// the I/O thread; callers meet it in the Inbox.
+class Mesh final : public IoHandler {
+ public:
+  /// Binds. Throws ConfigError.
+  Mesh(zmq::context_t& context, const ChannelConfig& config, const PeerAddress& own, Inbox& inbox);
+
+  [[nodiscard]] const std::string& endpoint() const noexcept { return acceptor_->endpoint(); }
+
+  void connect(std::vector<PeerAddress> addresses);
+  void send(int peer, SharedBytes message);
+  /// The inbox has room again for the peer's messages.
+  void resume(int peer);
+  /// Tell all peers that `culprit` is lost.
+  void tell_lost(int culprit, std::string_view reason);
+  /// Work on until everything is delivered or the deadline has passed, then close the sockets and
+  /// the inbox. Without a goodbye nothing is delivered but aborts.
+  void start_closing(Deadline deadline, bool goodbye);
+
+  void append_poll_items(std::vector<zmq::pollitem_t>& items) override;
+  Deadline work(Deadline now, std::span<const zmq::pollitem_t> items) override;
+  void fail(const std::string& reason) noexcept override;
+
+ private:
+  struct Closing {
+    Deadline began;
+    Deadline deadline;
+    bool goodbye;
+  };
+
+  // Frames.
+  void receive_from_acceptor(Deadline now);
+  void receive_from_dialer(Peer& peer, Deadline now);
+  std::optional<Frame> parse(const zmq::message_t& body);
+  void on_hello(const std::string& route, const Frame& frame, Deadline now);
+  void on_welcome(Peer& peer, const Frame& frame, Deadline now);
+  void on_frame(Peer& peer, const Frame& frame, Deadline now);
+  void on_abort(Peer& peer, const Frame& frame);
+  [[nodiscard]] std::string greeting_error(const Frame& frame, const Peer* peer) const;
+  void reject(std::string_view why);
+
+  // Connections.
+  void on_dialer_changes(Peer& peer, Deadline now);
+  void up(Peer& peer, Deadline now);
+  void down(Peer& peer, Deadline now);
+  void set_state(Peer& peer, PeerState state, Deadline now);
+  void probe(Deadline now);
+
+  // Losses.
+  void watch(Deadline now);
+  [[nodiscard]] std::string death_of(const Peer& peer, Deadline now) const;
+  void lose(Peer& peer, const std::string& reason, bool tell_others);
+
+  // End.
+  [[nodiscard]] bool settled(const Peer& peer, Deadline now) const;
+  bool close_if_done(Deadline now);
+  void finish();
+
+  [[nodiscard]] Peer* find(std::uint32_t rank) noexcept;
+
+  zmq::context_t& context_;
+  const ChannelConfig& config_;
+  const PeerAddress& own_;
+  Inbox& inbox_;
+  std::unique_ptr<Acceptor> acceptor_;
+  std::vector<std::unique_ptr<Peer>> peers_;     // by rank, null for this one; empty before connect
+  std::unordered_map<std::string, int> routes_;  // routing id to rank, after a valid HELLO
+  std::array<Deadline, 3> probes_;               // when to look who has gone
+  Deadline watch_at_ = Deadline::max();
+  std::optional<Closing> closing_;
+  bool done_ = false;
+};
+
+}  // namespace distro::transport

@@ -1,0 +1,72 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+#include <zmq.hpp>
+
+#include "transport/acceptor.h"
+#include "transport/channel.h"
+#include "transport/dialer.h"
+#include "transport/frame.h"
+#include "transport/inbox.h"
+#include "transport/session.h"
+
+namespace distro::transport {
+
+/// One peer as the I/O thread sees it: its session, its connection (we dial lower ranks, higher
+/// ranks dial us), and what is owed to it outside the session's numbering. I/O thread.
+class Peer {
+ public:
+  Peer(int rank, PeerAddress address, const ChannelConfig& config, std::uint64_t own_session,
+       Deadline now);
+
+  /// Hand over to ZeroMQ what may go now: greeting, abort, then the session's frames. False if the
+  /// connection turned out to be gone. Sets more_to_send if it stopped only for fairness.
+  bool pump(Acceptor& acceptor, const ChannelConfig& config, LiveCounters& counters, Deadline now);
+
+  /// The connection can carry frames, and the greetings were exchanged.
+  void went_up(Deadline now) noexcept;
+  void went_down(Deadline now) noexcept;
+
+  [[nodiscard]] bool finished() const noexcept {
+    return state == PeerState::left || state == PeerState::lost;
+  }
+  /// Something waits to be handed to ZeroMQ.
+  [[nodiscard]] bool must_flush() const noexcept {
+    return up && (staged_.has_value() || owed_abort.has_value() || session.owes_ack());
+  }
+  [[nodiscard]] bool blocked() const noexcept { return staged_.has_value(); }
+  [[nodiscard]] Deadline next_timer(Deadline now) const noexcept;
+
+  const int rank;
+  const PeerAddress address;
+  Session session;
+  PeerState state = PeerState::connecting;
+  bool up = false;
+  bool ever_up = false;
+  Deadline quiet_since;  ///< up: when the last frame came; otherwise since when it is not up.
+
+  std::unique_ptr<Dialer> dialer;  ///< Lower ranks only; null after a finished peer has gone.
+  std::size_t poll_index = 0;      ///< Of the dialer's items.
+  std::string route;  ///< Higher ranks: routing id of the connection with a valid HELLO.
+
+  bool owes_greeting = false;
+  Deadline greet_at = Deadline::max();  ///< dialer: when to repeat the HELLO.
+  Clock::duration greet_wait{};
+  std::optional<std::string> owed_abort;  ///< Payload.
+
+ private:
+  bool transmit(const Frame& frame, Acceptor& acceptor, LiveCounters& counters);
+  bool flush(Acceptor& acceptor, LiveCounters& counters);
+  [[nodiscard]] Frame greeting_frame(const ChannelConfig& config);
+
+  std::optional<zmq::message_t> staged_;  // refused by ZeroMQ for want of space; goes first
+  std::vector<std::byte> greeting_;
+  bool more_to_send_ = false;
+};
+
+}  // namespace distro::transport

@@ -1,0 +1,78 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string_view>
+
+#include "transport/channel.h"
+#include "transport/frame.h"
+#include "transport/reassembly.h"
+#include "transport/send_window.h"
+
+namespace distro::transport {
+
+/// Exactly-once, in-order messages to and from one peer over a carrier that may lose frames when
+/// its connection breaks. A state machine without sockets, clocks or threads of its own: the owner
+/// hands in frames and the time, and carries away what next_frame returns. docs/protocol-session.md
+/// describes it. One thread.
+class Session {
+ public:
+  Session(const ChannelConfig& config, std::uint64_t own_session, std::uint64_t peer_session);
+
+  void queue(SharedBytes message) { window_.queue(std::move(message)); }
+  void queue_goodbye() { window_.queue_goodbye(); }
+  void discard_outgoing() noexcept { window_.discard(); }
+
+  /// A connection is up, and the peer said in HELLO or WELCOME what it expects next. False if it
+  /// cannot expect that.
+  bool connected(const FrameHeader& greeting, Deadline now) noexcept;
+
+  /// The connection broke: send nothing until it is back.
+  void disconnected() noexcept { connected_ = false; }
+
+  /// A DATA, ACK or GOODBYE frame of the peer.
+  Verdict accept(const Frame& frame, Deadline now);
+  std::optional<Bytes> take() { return reassembly_.take(); }
+
+  /// The inbox of this rank for the peer is full, or has room again.
+  void hold_peer(bool hold, Deadline now) noexcept;
+
+  /// Send an acknowledgement now even if none is owed, to find out whether the connection still
+  /// stands.
+  void request_ack(Deadline now) noexcept { owe_ack(now); }
+
+  /// What to send now, if anything. Its payload stays valid until the session's next call. Call
+  /// sent() if, and only if, the carrier took it.
+  std::optional<Frame> next_frame(Deadline now) noexcept;
+
+  /// True if the frame was a resend.
+  bool sent(const Frame& frame, Deadline now) noexcept;
+
+  /// Header for a frame outside the numbering (HELLO, WELCOME, ABORT).
+  [[nodiscard]] FrameHeader header(FrameKind kind) const noexcept;
+
+  /// When next_frame may have something without any other event; max: never.
+  [[nodiscard]] Deadline next_timer() const noexcept;
+
+  [[nodiscard]] bool all_acknowledged() const noexcept { return window_.empty(); }
+  [[nodiscard]] bool owes_ack() const noexcept { return unacknowledged_ > 0; }
+  [[nodiscard]] bool said_goodbye() const noexcept { return reassembly_.said_goodbye(); }
+  [[nodiscard]] std::string_view violation() const noexcept { return reassembly_.violation(); }
+
+ private:
+  void owe_ack(Deadline at) noexcept;
+
+  std::uint64_t own_session_;
+  std::uint64_t peer_session_;
+  Clock::duration keepalive_;
+  SendWindow window_;
+  Reassembly reassembly_;
+  bool connected_ = false;
+  bool holding_ = false;
+  unsigned unacknowledged_ = 0;        // frames that arrived since an ack left
+  Deadline ack_at_ = Deadline::max();  // when one must leave
+  Deadline keepalive_at_ = Deadline::max();
+};
+
+}  // namespace distro::transport

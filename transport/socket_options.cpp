@@ -1,0 +1,102 @@
+#include "transport/socket_options.h"
+
+#include <fmt/format.h>
+#include <sodium.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstring>
+
+#include "transport/frame.h"
+
+namespace distro::transport {
+namespace {
+
+// Frames that ZeroMQ queues for one connection. Fewer: the I/O thread wakes for each chunk; more:
+// acknowledgements and aborts wait behind more data on a slow link.
+constexpr int kQueuedFrames = 16;
+
+// Above a chunk and its header. Less: an honest chunk kills the connection; much more: an announced
+// length of a stranger takes that much memory.
+constexpr std::int64_t kFrameAllowance = 1024;
+static_assert(kFrameAllowance >= static_cast<std::int64_t>(kHeaderBytes + kMaxReasonBytes + 4));
+
+// A heartbeat that stays unanswered for so many intervals ends the connection. Fewer: a chunk on a
+// slow link is taken for a dead peer; more: a vanished host is noticed late.
+constexpr int kMissedHeartbeats = 6;
+
+// Above 65.5 s ZeroMQ's field overflows (issue 4226).
+constexpr std::chrono::milliseconds kLongestTtl{60'000};
+
+constexpr int kHandshakeMs =
+    10'000;  // shorter: slow links never greet; longer: half-open strangers stay
+constexpr int kConnectMs =
+    5'000;  // shorter: far hosts are never reached; longer: a lost SYN costs that much
+constexpr int kTcpSilenceMs = 30'000;  // TCP gives up unacknowledged bytes after so long
+constexpr int kReconnectMs =
+    200;  // shorter: a dead peer is hammered; longer: each blip costs that much
+constexpr int kReconnectMaxMs = 10'000;  // longer: a peer that is back waits for us
+constexpr int kLingerMs =
+    1'000;  // shorter: a goodbye on a slow link is cut off; longer: exits take longer
+
+}  // namespace
+
+void set_socket_options(zmq::socket_t& socket, const ChannelConfig& config, bool ipv6) {
+  namespace opt = zmq::sockopt;
+  const auto keepalive =
+      static_cast<int>(std::min(config.keepalive, kLongestTtl / kMissedHeartbeats).count());
+  socket.set(opt::linger, 0);
+  socket.set(opt::sndhwm, kQueuedFrames);
+  socket.set(opt::rcvhwm, kQueuedFrames);
+  socket.set(opt::maxmsgsize, static_cast<std::int64_t>(config.chunk_bytes) + kFrameAllowance);
+  socket.set(opt::immediate, true);
+  socket.set(opt::heartbeat_ivl, keepalive);
+  socket.set(opt::heartbeat_timeout, kMissedHeartbeats * keepalive);
+  socket.set(opt::heartbeat_ttl, kMissedHeartbeats * keepalive);
+  socket.set(opt::handshake_ivl, kHandshakeMs);
+  socket.set(opt::connect_timeout, kConnectMs);
+  socket.set(opt::tcp_maxrt, kTcpSilenceMs);
+  socket.set(opt::reconnect_ivl, kReconnectMs);
+  socket.set(opt::reconnect_ivl_max, kReconnectMaxMs);
+  if (ipv6) {
+    socket.set(opt::ipv6, true);
+  }
+}
+
+void close_lingering(zmq::socket_t& socket) noexcept {
+  if (socket.handle() != nullptr) {
+    const int linger = kLingerMs;
+    ::zmq_setsockopt(socket.handle(), ZMQ_LINGER, &linger, sizeof linger);
+    socket.close();
+  }
+}
+
+SocketMonitor::SocketMonitor(zmq::context_t& context, zmq::socket_t& socket, int events)
+    : pair_(context, zmq::socket_type::pair) {
+  std::uint64_t name = 0;
+  ::randombytes_buf(&name, sizeof name);
+  const std::string endpoint = fmt::format("inproc://monitor-{:016x}", name);
+  if (::zmq_socket_monitor(socket.handle(), endpoint.c_str(), events) != 0) {
+    throw zmq::error_t();
+  }
+  pair_.set(zmq::sockopt::linger, 0);
+  pair_.connect(endpoint);
+}
+
+std::optional<SocketMonitor::Event> SocketMonitor::next() {
+  zmq::message_t message;
+  if (!pair_.recv(message, zmq::recv_flags::dontwait)) {
+    return std::nullopt;
+  }
+  std::uint16_t kind = 0;
+  if (message.size() >= sizeof kind) {
+    std::memcpy(&kind, message.data(),
+                sizeof kind);  // native byte order: it comes from this process
+  }
+  while (message.more() && pair_.recv(message, zmq::recv_flags::dontwait)) {
+  }
+  return Event{kind};
+}
+
+}  // namespace distro::transport

@@ -1,0 +1,180 @@
+#include "transport/zmq_channel.h"
+
+#include <fmt/format.h>
+#include <sodium.h>
+
+#include <exception>
+#include <string>
+#include <utility>
+
+#include "transport/host.h"
+#include "transport/log.h"
+
+namespace distro::transport {
+namespace {
+
+// Beyond its deadline, how long close() waits for the I/O thread to do it. Only a thread that hangs
+// needs it.
+constexpr auto kCloseGrace = std::chrono::seconds(5);
+
+}  // namespace
+
+ZmqChannel::ZmqChannel(const ChannelConfig& config) : parts_(std::make_unique<Parts>(config)) {
+  if (::sodium_init() < 0) {
+    throw ConfigError("libsodium cannot be initialised: no source of random numbers");
+  }
+  Parts& parts = *parts_;
+  const ProcessId process = this_process();
+  while (parts.own.session == 0) {
+    ::randombytes_buf(&parts.own.session, sizeof parts.own.session);
+  }
+  parts.own.protocol = kProtocolVersion;
+  parts.own.host = host_identity();
+  parts.own.pid = process.pid;
+  parts.own.pid_start = process.start;
+  parts.service = IoService::acquire();
+  parts.service->run([&parts] {
+    parts.mesh =
+        std::make_unique<Mesh>(parts.service->context(), parts.config, parts.own, parts.inbox);
+    parts.own.endpoint = parts.mesh->endpoint();
+    parts.service->add(*parts.mesh);
+  });
+}
+
+ZmqChannel::~ZmqChannel() {
+  if (parts_->service != nullptr && parts_->service->foreign()) {
+    // A forked child: the sockets, the thread and its locks are the parent's.
+    (void)parts_.release();
+    return;
+  }
+  shut(Clock::now(), false);
+}
+
+void ZmqChannel::check_use(const char* what) const {
+  const int rank = parts_->config.rank;
+  if (closed_) {
+    throw PeerError(rank, fmt::format("rank {}: {} on a closed channel", rank, what));
+  }
+  if (parts_->service->foreign()) {
+    throw PeerError(
+        rank,
+        fmt::format(
+            "rank {}: {} in a forked process: only the process that opened the channel can use "
+            "it",
+            rank, what));
+  }
+}
+
+void ZmqChannel::check_peer(const char* what, int peer) const {
+  check_use(what);
+  const ChannelConfig& config = parts_->config;
+  if (peer < 0 || peer >= config.world_size || peer == config.rank) {
+    throw ConfigError(fmt::format("rank {}: {} with rank {}, which is no peer in a group of {}",
+                                  config.rank, what, peer, config.world_size));
+  }
+  if (!connected_) {
+    throw ConfigError(fmt::format("rank {}: {} before connect", config.rank, what));
+  }
+}
+
+void ZmqChannel::connect(std::vector<PeerAddress> peers) {
+  check_use("connect");
+  const ChannelConfig& config = parts_->config;
+  if (peers.size() != static_cast<std::size_t>(config.world_size)) {
+    throw ConfigError(fmt::format("rank {}: connect with {} addresses in a group of {}",
+                                  config.rank, peers.size(), config.world_size));
+  }
+  for (int rank = 0; rank < config.world_size; ++rank) {
+    const PeerAddress& peer = peers[static_cast<std::size_t>(rank)];
+    if (rank != config.rank && peer.protocol != kProtocolVersion) {
+      throw ProtocolError(fmt::format(
+          "rank {} speaks version {} of the session protocol, rank {} version {}: install the "
+          "same torch-distro on all ranks",
+          rank, peer.protocol, config.rank, kProtocolVersion));
+    }
+  }
+  if (connected_.exchange(true)) {
+    throw ConfigError(fmt::format("rank {}: connect was called twice", config.rank));
+  }
+  parts_->service->run([this, &peers] { parts_->mesh->connect(std::move(peers)); });
+}
+
+void ZmqChannel::send(int peer, SharedBytes message) {
+  check_peer("send", peer);
+  if (message == nullptr || message->size() > parts_->config.max_message_bytes) {
+    throw ConfigError(fmt::format(
+        "rank {}: send of {} bytes to rank {}, at most {} are allowed (max_message_bytes)",
+        parts_->config.rank, message == nullptr ? 0 : message->size(), peer,
+        parts_->config.max_message_bytes));
+  }
+  parts_->inbox.check_can_send(peer);
+  parts_->service->post([mesh = parts_->mesh.get(), peer, message = std::move(message)]() mutable {
+    mesh->send(peer, std::move(message));
+  });
+}
+
+Bytes ZmqChannel::unpack(int peer, Inbox::Taken taken) {
+  if (taken.has_room_again) {
+    parts_->service->post([mesh = parts_->mesh.get(), peer] { mesh->resume(peer); });
+  }
+  return std::move(taken.message);
+}
+
+Bytes ZmqChannel::receive(int peer, Deadline deadline) {
+  check_peer("receive", peer);
+  return unpack(peer, parts_->inbox.receive(peer, deadline));
+}
+
+std::optional<Bytes> ZmqChannel::try_receive(int peer) {
+  check_peer("receive", peer);
+  auto taken = parts_->inbox.try_receive(peer);
+  if (!taken) {
+    return std::nullopt;
+  }
+  return unpack(peer, std::move(*taken));
+}
+
+void ZmqChannel::abort(int culprit, std::string_view reason) {
+  check_use("abort");
+  Parts& parts = *parts_;
+  if (culprit < 0 || culprit >= parts.config.world_size) {
+    throw ConfigError(fmt::format("rank {}: abort blames rank {}, which is not in a group of {}",
+                                  parts.config.rank, culprit, parts.config.world_size));
+  }
+  // Whoever was lost first stays to blame: an error after that is its consequence.
+  parts.inbox.lose(culprit, std::string(reason));
+  const PeerLost first = *parts.inbox.lost();
+  parts.service->post(
+      [mesh = parts.mesh.get(), first] { mesh->tell_lost(first.rank(), first.what()); });
+}
+
+std::optional<PeerLost> ZmqChannel::lost() const { return parts_->inbox.lost(); }
+
+ChannelCounters ZmqChannel::counters() const { return parts_->inbox.counters.read(); }
+
+void ZmqChannel::close(Deadline deadline) noexcept {
+  try {
+    if (!closed_ && !parts_->service->foreign()) {
+      shut(deadline, true);
+    }
+  } catch (const std::exception& error) {
+    log(LogLevel::error,
+        fmt::format("[distro rank {}] close: {}", parts_->config.rank, error.what()));
+  }
+}
+
+void ZmqChannel::shut(Deadline deadline, bool goodbye) {
+  if (closed_.exchange(true)) {
+    return;
+  }
+  Parts& parts = *parts_;
+  parts.service->run([&] { parts.mesh->start_closing(deadline, goodbye); });
+  parts.inbox.wait_closed(std::max(deadline, Clock::now()) + kCloseGrace);
+  parts.service->run([&] {
+    parts.service->remove(*parts.mesh);
+    parts.mesh.reset();
+  });
+  parts.service.reset();
+}
+
+}  // namespace distro::transport

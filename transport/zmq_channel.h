@@ -1,0 +1,57 @@
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "transport/channel.h"
+#include "transport/inbox.h"
+#include "transport/io_service.h"
+#include "transport/mesh.h"
+
+namespace distro::transport {
+
+/// A Channel over ZeroMQ: the callers' half. Messages wait for the I/O thread in its queue of
+/// tasks, and for callers in the Inbox.
+class ZmqChannel final : public Channel {
+ public:
+  explicit ZmqChannel(const ChannelConfig& config);
+  ~ZmqChannel() override;
+  ZmqChannel(const ZmqChannel&) = delete;
+  ZmqChannel& operator=(const ZmqChannel&) = delete;
+
+  [[nodiscard]] PeerAddress address() const override { return parts_->own; }
+  void connect(std::vector<PeerAddress> peers) override;
+  void send(int peer, SharedBytes message) override;
+  Bytes receive(int peer, Deadline deadline) override;
+  std::optional<Bytes> try_receive(int peer) override;
+  void abort(int culprit, std::string_view reason) override;
+  [[nodiscard]] std::optional<PeerLost> lost() const override;
+  [[nodiscard]] ChannelCounters counters() const override;
+  void close(Deadline deadline) noexcept override;
+
+ private:
+  // What the I/O thread may use, at a fixed address; leaked in a forked child.
+  struct Parts {
+    explicit Parts(const ChannelConfig& c)
+        : config(c), inbox(c.rank, c.world_size, c.inbox_bytes) {}
+    const ChannelConfig config;
+    PeerAddress own;
+    Inbox inbox;
+    std::shared_ptr<IoService> service;
+    std::unique_ptr<Mesh> mesh;  // I/O thread
+  };
+
+  void check_use(const char* what) const;
+  void check_peer(const char* what, int peer) const;
+  Bytes unpack(int peer, Inbox::Taken taken);
+  void shut(Deadline deadline, bool goodbye);
+
+  std::unique_ptr<Parts> parts_;
+  std::atomic<bool> connected_{false};
+  std::atomic<bool> closed_{false};
+};
+
+}  // namespace distro::transport
