@@ -12,7 +12,7 @@ torch_version=${TORCH_VERSION:-2.15.0}
 logs=$root/build/logs
 
 apt_packages=(g++ cmake ninja-build pkg-config libzmq3-dev cppzmq-dev libsodium-dev libtbb-dev
-  libxxhash-dev libspdlog-dev libfmt-dev nlohmann-json3-dev libgtest-dev libbenchmark-dev)
+  libxxhash-dev libspdlog-dev libfmt-dev nlohmann-json3-dev)
 pip_packages=(numpy tqdm matplotlib rich scikit-build-core)
 
 die() {
@@ -97,7 +97,7 @@ setup_python() {
   [[ -z $missing ]] && return
   mapfile -t missing <<<"$missing"
   stage "${#missing[@]} Python packages (torch $torch_version)" \
-    "$venv/bin/python" -m pip install --disable-pip-version-check "${missing[@]}"
+    "$venv/bin/python" -m pip install --disable-pip-version-check --no-compile "${missing[@]}"
 }
 
 # A hash of all that the installed package depends on.
@@ -105,8 +105,8 @@ package_stamp() {
   (
     cd "$root" || exit
     printf '%s\n' "$torch_version" "$("$venv/bin/python" --version)"
-    find CMakeLists.txt pyproject.toml README.md kernels plugins transport backend bindings \
-      -type f -not -name '*.pyc' -print0 2>/dev/null | LC_ALL=C sort -z | xargs -0 sha256sum
+    find CMakeLists.txt pyproject.toml kernels plugins transport backend bindings \
+      -type f -not -name '*.pyc' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
   ) | sha256sum
 }
 

@@ -236,7 +236,9 @@ bool Mesh::settled(const Peer& peer, Deadline now) const {
   if (peer.state == PeerState::lost) {
     return true;
   }
-  if (peer.must_flush() && now - closing_->began < kAbortTime) {
+  // inproc does not say that a peer which left has gone: its full queue is the only sign.
+  const bool vanished = config_.carrier == Carrier::inproc && peer.state == PeerState::left && peer.blocked();
+  if (peer.must_flush() && !vanished && now - closing_->began < kAbortTime) {
     return false;
   }
   return !closing_->goodbye || peer.state == PeerState::left || peer.session.all_acknowledged();

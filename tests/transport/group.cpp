@@ -1,0 +1,85 @@
+#include "tests/transport/group.h"
+
+#include <algorithm>
+#include <cstring>
+#include <exception>
+#include <future>
+#include <random>
+
+namespace distro::transport::test {
+
+Bytes pattern(std::size_t size, std::uint64_t seed) {
+  std::mt19937_64 random(seed + 1);
+  Bytes bytes(size);
+  for (std::size_t i = 0; i < size; i += sizeof(std::uint64_t)) {
+    const std::uint64_t word = random();
+    std::memcpy(bytes.data() + i, &word, std::min(sizeof word, size - i));
+  }
+  return bytes;
+}
+
+SharedBytes shared_pattern(std::size_t size, std::uint64_t seed) {
+  return std::make_shared<const Bytes>(pattern(size, seed));
+}
+
+std::string name(Carrier carrier) {
+  switch (carrier) {
+    case Carrier::tcp:
+      return "tcp";
+    case Carrier::ipc:
+      return "ipc";
+    case Carrier::inproc:
+      return "inproc";
+  }
+  return "unknown";
+}
+
+ChannelConfig config(Carrier carrier, int rank, int world_size) {
+  ChannelConfig config;
+  config.rank = rank;
+  config.world_size = world_size;
+  config.group = 0x6772'6F75'70ULL;
+  config.carrier = carrier;
+  config.timeout = std::chrono::seconds(20);
+  config.keepalive = milliseconds(500);
+  config.resend_after = milliseconds(2000);
+  return config;
+}
+
+Group::Group(Carrier carrier, int world_size, const Tune& tune) {
+  for (int rank = 0; rank < world_size; ++rank) {
+    ChannelConfig options = config(carrier, rank, world_size);
+    if (tune) {
+      tune(options);
+    }
+    channels.push_back(open_channel(options));
+    addresses.push_back(channels.back()->address());
+  }
+  for (const auto& channel : channels) {
+    channel->connect(addresses);
+  }
+}
+
+void Group::each(const std::function<void(int rank, Channel& channel)>& body) {
+  std::vector<std::future<void>> ranks;
+  for (int rank = 0; rank < size(); ++rank) {
+    ranks.push_back(std::async(std::launch::async, [&, rank] { body(rank, (*this)[rank]); }));
+  }
+  std::exception_ptr first;
+  for (auto& rank : ranks) {
+    try {
+      rank.get();
+    } catch (...) {
+      first = first ? first : std::current_exception();
+    }
+  }
+  if (first) {
+    std::rethrow_exception(first);
+  }
+}
+
+void Group::close_all() {
+  each([](int, Channel& channel) { channel.close(in(std::chrono::seconds(5))); });
+}
+
+}  // namespace distro::transport::test
