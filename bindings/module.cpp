@@ -56,6 +56,51 @@ py::dict stats(Group& group) {
   return result;
 }
 
+at::Tensor tensor_of(const std::vector<float>& values) {
+  return at::from_blob(const_cast<float*>(values.data()),
+                       {static_cast<std::int64_t>(values.size())}, at::kFloat)
+      .clone();
+}
+
+std::vector<float> values_of(const at::Tensor& tensor) {
+  const at::Tensor flat = tensor.detach().to(at::kCPU, at::kFloat).contiguous();
+  const auto* data = flat.const_data_ptr<float>();
+  return {data, data + flat.numel()};
+}
+
+// reference, residual: flat fp32 tensors by parameter; exchanges; share.
+py::dict state_of(ModuleSynchroniser& synchroniser) {
+  distro::exchange::ModuleState state;
+  {
+    const py::gil_scoped_release release;
+    state = synchroniser.state();
+  }
+  py::dict result;
+  std::vector<at::Tensor> reference;
+  std::vector<at::Tensor> residual;
+  for (std::size_t i = 0; i < state.reference.size(); ++i) {
+    reference.push_back(tensor_of(state.reference[i]));
+    residual.push_back(tensor_of(state.residual[i]));
+  }
+  result["reference"] = reference;
+  result["residual"] = residual;
+  result["exchanges"] = state.exchanges;
+  result["share"] = state.share;
+  return result;
+}
+
+void load(ModuleSynchroniser& synchroniser, const std::vector<at::Tensor>& reference,
+          const std::vector<at::Tensor>& residual, std::uint64_t exchanges, float share) {
+  distro::exchange::ModuleState state{{}, {}, exchanges, share};
+  for (const auto& tensor : reference) {
+    state.reference.push_back(values_of(tensor));
+  }
+  for (const auto& tensor : residual) {
+    state.residual.push_back(values_of(tensor));
+  }
+  synchroniser.load(state);
+}
+
 std::shared_ptr<Group> join(const c10::intrusive_ptr<c10d::Store>& store, int rank, int world_size,
                             std::chrono::milliseconds timeout, const StringMap& overrides) {
   const auto options =
@@ -138,6 +183,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def_property_readonly("exact", &ModuleSynchroniser::exact)
       .def_property_readonly("exchanges", &ModuleSynchroniser::exchanges)
       .def_property_readonly("checksum", &ModuleSynchroniser::checksum)
-      .def("reference", &ModuleSynchroniser::reference, py::arg("index"), release_gil())
-      .def("residual", &ModuleSynchroniser::residual, py::arg("index"), release_gil());
+      .def("state", &state_of)
+      .def("load", &load, py::arg("reference"), py::arg("residual"), py::arg("exchanges"),
+           py::arg("share"));
 }

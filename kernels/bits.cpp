@@ -88,7 +88,9 @@ std::size_t BitWriter::finish() noexcept {
     overflowed_ = true;
     return stored_;
   }
-  std::memcpy(out_.data() + stored_, &pending_, bytes);
+  if (bytes > 0) {  // an empty span may be null, which memcpy must not be given
+    std::memcpy(out_.data() + stored_, &pending_, bytes);
+  }
   stored_ += bytes;
   pending_ = 0;
   fill_ = 0;

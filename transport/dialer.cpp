@@ -16,7 +16,11 @@ namespace {
 // socket is dead. Shorter: a healthy socket is thrown away on a busy machine; longer: the pair
 // stays apart.
 constexpr std::chrono::milliseconds kPatience{1'000};
-constexpr std::chrono::milliseconds kMaxBackoff{10'000};
+
+// Pause before a broken connection is dialled anew; doubles while it keeps breaking. Shorter: a
+// peer that accepts and hangs up is hammered; longer: each blip of a link costs that much.
+constexpr std::chrono::milliseconds kFirstPause{200};
+constexpr unsigned kMaxDoublings = 5;  // 6.4 s
 
 constexpr int kEvents = ZMQ_EVENT_CONNECT_DELAYED | ZMQ_EVENT_CONNECT_RETRIED |
                         ZMQ_EVENT_CONNECTED | ZMQ_EVENT_HANDSHAKE_SUCCEEDED |
@@ -31,19 +35,24 @@ Dialer::Dialer(zmq::context_t& context, const ChannelConfig& config, std::string
       endpoint_(std::move(endpoint)),
       jitter_(static_cast<std::uint32_t>(std::hash<std::string>{}(endpoint_)) +
               static_cast<std::uint32_t>(config.rank)) {
-  open();
+  renew(Clock::now());
+  at_ = Clock::now();
 }
 
 Dialer::~Dialer() { close_lingering(dealer_); }
 
-void Dialer::open() {
+void Dialer::renew(Deadline now) {
   monitor_.reset();
   dealer_ = zmq::socket_t(context_, zmq::socket_type::dealer);
   set_socket_options(dealer_, config_, endpoint_.find('[') != std::string::npos);
   if (config_.carrier != Carrier::inproc) {
     monitor_.emplace(context_, dealer_, kEvents);
   }
-  dealer_.connect(endpoint_);
+  const auto pause = kFirstPause * (1 << std::min(renewals_, kMaxDoublings));
+  ++renewals_;
+  at_ = now + pause +
+        std::chrono::milliseconds(static_cast<std::int64_t>(jitter_()) % (pause.count() / 4));
+  phase_ = Phase::waiting;
 }
 
 void Dialer::append_poll_items(std::vector<zmq::pollitem_t>& items, bool watch_space) {
@@ -54,35 +63,33 @@ void Dialer::append_poll_items(std::vector<zmq::pollitem_t>& items, bool watch_s
   }
 }
 
-void Dialer::expect_retry(Deadline now) {
-  const auto backoff = std::min(kPatience * (1 << std::min(renewals_, 4U)), kMaxBackoff);
-  const auto spread = backoff.count() / 4 + 1;
-  renew_at_ =
-      now + backoff + std::chrono::milliseconds(static_cast<std::int64_t>(jitter_()) % spread);
-}
-
 Dialer::Change Dialer::next_change(Deadline now) {
   if (!monitor_) {
-    return std::exchange(inproc_opened_, true) ? Change::none : Change::opened;
+    return phase_ == Phase::waiting || std::exchange(inproc_opened_, true) ? Change::none
+                                                                           : Change::opened;
   }
   while (const auto event = monitor_->next()) {
     switch (event->kind) {
       case ZMQ_EVENT_HANDSHAKE_SUCCEEDED:
-        open_ = true;
+        phase_ = Phase::open;
         renewals_ = 0;
-        renew_at_ = Deadline::max();
+        at_ = Deadline::max();
         return Change::opened;
       case ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL:
       case ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL:
       case ZMQ_EVENT_HANDSHAKE_FAILED_AUTH:
       case ZMQ_EVENT_DISCONNECTED:
-        expect_retry(now);
-        if (std::exchange(open_, false)) {
+        if (phase_ == Phase::open) {
           return Change::broke;
         }
+        phase_ = Phase::doubtful;
+        at_ = now + kPatience;
         break;
-      default:  // it is trying
-        renew_at_ = Deadline::max();
+      default:  // it tries again
+        if (phase_ == Phase::doubtful) {
+          phase_ = Phase::dialling;
+          at_ = Deadline::max();
+        }
         break;
     }
   }
@@ -108,15 +115,22 @@ SendResult Dialer::send(zmq::message_t& body) {
   return dealer_.send(body, zmq::send_flags::dontwait) ? SendResult::sent : SendResult::blocked;
 }
 
+void Dialer::drained(Deadline now) { renew(now); }
+
 void Dialer::work(Deadline now) {
-  if (now >= renew_at_) {
-    ++renewals_;
-    log(LogLevel::info,
-        fmt::format("[distro rank {}] connection to {} was given up by ZeroMQ: dialling anew",
-                    config_.rank, endpoint_));
-    renew_at_ = Deadline::max();
-    open();
+  if (now < at_) {
+    return;
   }
+  if (phase_ == Phase::doubtful) {
+    log(LogLevel::info,
+        fmt::format("[distro rank {}] ZeroMQ gave up the connection to {}: dialling anew",
+                    config_.rank, endpoint_));
+    renew(now);
+    return;
+  }
+  phase_ = Phase::dialling;
+  at_ = Deadline::max();
+  dealer_.connect(endpoint_);
 }
 
 }  // namespace distro::transport

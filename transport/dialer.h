@@ -12,9 +12,10 @@
 
 namespace distro::transport {
 
-/// The DEALER that dials one lower rank: it reconnects by itself, and is made anew when ZeroMQ has
-/// given it up (after a frame above MAXMSGSIZE or a failed handshake ZeroMQ never retries). I/O
-/// thread.
+/// The DEALER that dials one lower rank. ZeroMQ retries until the first connection; each connection
+/// after that gets a fresh socket, since a socket that reconnects by itself would send what was
+/// queued for the old connection, and one that ZeroMQ has given up (a frame above MAXMSGSIZE, a
+/// failed handshake) never retries. I/O thread.
 class Dialer {
  public:
   Dialer(zmq::context_t& context, const ChannelConfig& config, std::string endpoint);
@@ -26,30 +27,39 @@ class Dialer {
 
   void append_poll_items(std::vector<zmq::pollitem_t>& items, bool watch_space);
 
-  /// What the monitor reports next. inproc: one `opened` at the start, nothing else ever.
+  /// What the monitor reports next. After `broke`, receive what has arrived, then call drained().
+  /// inproc: one `opened` at the start, nothing else ever.
   Change next_change(Deadline now);
+  void drained(Deadline now);
 
   /// As Acceptor::receive.
   bool receive(zmq::message_t& body);
   SendResult send(zmq::message_t& body);
 
-  /// Make a socket that was given up anew when its time has come.
+  /// Dial when the time has come.
   void work(Deadline now);
-  [[nodiscard]] Deadline next_timer() const noexcept { return renew_at_; }
+  [[nodiscard]] Deadline next_timer() const noexcept { return at_; }
 
  private:
-  void open();
-  void expect_retry(Deadline now);
+  enum class Phase {
+    waiting,   // a fresh socket, to be connected at at_
+    dialling,  // ZeroMQ tries
+    open,
+    doubtful,  // a try failed; if ZeroMQ does not say by at_ that it makes another, the socket is
+               // dead
+  };
+
+  void renew(Deadline now);
 
   zmq::context_t& context_;
   const ChannelConfig& config_;
   std::string endpoint_;
   zmq::socket_t dealer_;
   std::optional<SocketMonitor> monitor_;
-  bool inproc_opened_ = false;
-  bool open_ = false;
-  Deadline renew_at_ = Deadline::max();
+  Phase phase_ = Phase::waiting;
+  Deadline at_ = Deadline::max();
   unsigned renewals_ = 0;  // since the connection was last open
+  bool inproc_opened_ = false;
   std::minstd_rand jitter_;
 };
 

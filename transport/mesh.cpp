@@ -118,7 +118,10 @@ Deadline Mesh::work(Deadline now, std::span<const zmq::pollitem_t> items) {
     }
     if (peer->dialer != nullptr) {
       on_dialer_changes(*peer, now);
+    }
+    if (peer->dialer != nullptr) {
       peer->dialer->work(now);
+      on_dialer_changes(*peer, now);
     }
   }
   probe(now);
@@ -186,10 +189,12 @@ void Mesh::on_dialer_changes(Peer& peer, Deadline now) {
         peer.owes_greeting = true;
         break;
       case Dialer::Change::broke:
-        receive_from_dialer(peer, now);
+        while (peer.dialer != nullptr && receive_from_dialer(peer, now)) {
+        }
         if (peer.dialer == nullptr) {
           return;
         }
+        peer.dialer->drained(now);
         down(peer, now);
         break;
     }
@@ -213,15 +218,21 @@ void Mesh::probe(Deadline now) {
 
 void Mesh::start_closing(Deadline deadline, bool goodbye) {
   const auto now = Clock::now();
+  const auto lost = inbox_.lost();
+  if (lost) {
+    // Receives fail on all ranks, so nobody waits for what is still under way; and a rank that
+    // others have given up gets no acknowledgement.
+    deadline = std::min(deadline, now + kAbortTime);
+    goodbye = goodbye && lost->rank() != config_.rank;
+  }
   if (!goodbye) {
-    const auto lost = inbox_.lost();
+    deadline = now + kAbortTime;
     tell_lost(
         lost ? lost->rank() : config_.rank,
         lost ? lost->what()
              : fmt::format(
                    "rank {} closed its channel without a goodbye (it failed; see its own output)",
                    config_.rank));
-    deadline = now + kAbortTime;
   } else {
     for (const auto& peer : peers_) {
       if (peer != nullptr && !peer->finished()) {
@@ -236,8 +247,9 @@ bool Mesh::settled(const Peer& peer, Deadline now) const {
   if (peer.state == PeerState::lost) {
     return true;
   }
-  // inproc does not say that a peer which left has gone: its full queue is the only sign.
-  const bool vanished = config_.carrier == Carrier::inproc && peer.state == PeerState::left && peer.blocked();
+  // inproc does not say that a peer has gone: its full queue is the only sign.
+  const bool vanished = config_.carrier == Carrier::inproc && peer.blocked() &&
+                        (peer.state == PeerState::left || !closing_->goodbye);
   if (peer.must_flush() && !vanished && now - closing_->began < kAbortTime) {
     return false;
   }

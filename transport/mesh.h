@@ -53,7 +53,7 @@ class Mesh final : public IoHandler {
 
   // Frames.
   void receive_from_acceptor(Deadline now);
-  void receive_from_dialer(Peer& peer, Deadline now);
+  bool receive_from_dialer(Peer& peer, Deadline now);  // true: there may be more
   std::optional<Frame> parse(const zmq::message_t& body);
   void on_hello(const std::string& route, const Frame& frame, Deadline now);
   void on_welcome(Peer& peer, const Frame& frame, Deadline now);

@@ -56,10 +56,12 @@ void Mesh::receive_from_acceptor(Deadline now) {
   }
 }
 
-void Mesh::receive_from_dialer(Peer& peer, Deadline now) {
+bool Mesh::receive_from_dialer(Peer& peer, Deadline now) {
   zmq::message_t body;
-  for (int count = 0; count < kBatch && peer.dialer != nullptr && peer.dialer->receive(body);
-       ++count) {
+  for (int count = 0; count < kBatch; ++count) {
+    if (peer.dialer == nullptr || !peer.dialer->receive(body)) {
+      return false;
+    }
     const auto frame = parse(body);
     if (!frame) {
       continue;
@@ -72,6 +74,7 @@ void Mesh::receive_from_dialer(Peer& peer, Deadline now) {
       on_frame(peer, *frame, now);
     }
   }
+  return true;
 }
 
 std::string Mesh::greeting_error(const Frame& frame, const Peer* peer) const {

@@ -46,11 +46,12 @@ void set_socket_options(zmq::socket_t& socket, const ChannelConfig& config, bool
   namespace opt = zmq::sockopt;
   const auto keepalive =
       static_cast<int>(std::min(config.keepalive, kLongestTtl / kMissedHeartbeats).count());
+  // Not IMMEDIATE: with it a DEALER drops what it has received when its connection breaks, a
+  // goodbye for instance.
   socket.set(opt::linger, 0);
   socket.set(opt::sndhwm, kQueuedFrames);
   socket.set(opt::rcvhwm, kQueuedFrames);
   socket.set(opt::maxmsgsize, static_cast<std::int64_t>(config.chunk_bytes) + kFrameAllowance);
-  socket.set(opt::immediate, true);
   socket.set(opt::heartbeat_ivl, keepalive);
   socket.set(opt::heartbeat_timeout, kMissedHeartbeats * keepalive);
   socket.set(opt::heartbeat_ttl, kMissedHeartbeats * keepalive);

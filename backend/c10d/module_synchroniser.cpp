@@ -176,16 +176,16 @@ c10::intrusive_ptr<c10::ivalue::Future> ModuleSynchroniser::on_bucket(c10d::Grad
   return future;
 }
 
-at::Tensor ModuleSynchroniser::reference(std::size_t index) const {
-  const auto values = exchange_.reference(index);
-  return at::tensor(at::ArrayRef<float>(values), at::kFloat)
-      .reshape(exchange_.tensors()[index].shape);
+exchange::ModuleState ModuleSynchroniser::state() {
+  exchange::ModuleState state;
+  with_views([&](exchange::WeightsExchange::Views views) { state = exchange_.state(views); });
+  return state;
 }
 
-at::Tensor ModuleSynchroniser::residual(std::size_t index) const {
-  const auto values = exchange_.residual(index);
-  return at::tensor(at::ArrayRef<float>(values), at::kFloat)
-      .reshape(exchange_.tensors()[index].shape);
+void ModuleSynchroniser::load(const exchange::ModuleState& state) {
+  with_views([&](exchange::WeightsExchange::Views views) {
+    translate(*group_, "load_state_dict()", [&] { exchange_.load(state, views); });
+  });
 }
 
 }  // namespace distro::c10d_backend

@@ -58,9 +58,10 @@ class ModuleSynchroniser {
   [[nodiscard]] bool exact() const noexcept { return exact_; }
   [[nodiscard]] std::uint64_t exchanges() const { return exchange_.exchanges(); }
   [[nodiscard]] std::uint64_t checksum() const { return exchange_.checksum(); }
-  /// W and R of parameter `index`, fp32, in its shape. For tests and for a per-rank checkpoint.
-  [[nodiscard]] at::Tensor reference(std::size_t index) const;
-  [[nodiscard]] at::Tensor residual(std::size_t index) const;
+  /// The state of this rank, for a per-rank checkpoint; and its return, before the first training
+  /// forward.
+  [[nodiscard]] exchange::ModuleState state();
+  void load(const exchange::ModuleState& state);
 
  private:
   void sync_point();

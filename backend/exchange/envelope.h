@@ -24,7 +24,7 @@ enum class MessageKind : std::uint8_t {
 
 /// Flags of a message.
 /// kAsksResync: the script has overwritten the weights of this rank.
-/// kNonFinite: this rank's weights are not finite; the body is the tensor's index (u32).
+/// kNonFinite: this rank's weights are not finite; the body ends in the tensor's index (u32).
 inline constexpr std::uint16_t kAsksResync = 1;
 inline constexpr std::uint16_t kNonFinite = 2;
 

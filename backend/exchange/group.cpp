@@ -52,9 +52,14 @@ std::uint32_t Group::next_module() {
 void Group::broadcast(transport::Bytes message) {
   const auto shared = std::make_shared<const transport::Bytes>(std::move(message));
   for (int peer = 0; peer < world_size(); ++peer) {
-    if (peer != rank()) {
+    if (peer == rank()) {
+      continue;
+    }
+    try {
       channel_->send(peer, shared);
       counters_.payload_bytes_sent.fetch_add(shared->size(), std::memory_order_relaxed);
+    } catch (const transport::PeerLeft&) {
+      // It has ended normally and needs no more from us. Whether we still need something from it shows when we take it.
     }
   }
 }

@@ -91,6 +91,28 @@ std::vector<int> minority(const std::map<std::uint64_t, std::vector<int>>& ranks
   return result;
 }
 
+// The kernels take at most a tile at a time.
+template <typename Use>
+void by_tile(const plugins::TensorView& tensor, Use&& use) {
+  const std::size_t size = kernels::size_of(tensor.dtype);
+  for (std::size_t begin = 0; begin < tensor.elements; begin += kernels::kTileElements) {
+    use(static_cast<std::byte*>(tensor.data) + begin * size, begin,
+        std::min(kernels::kTileElements, tensor.elements - begin));
+  }
+}
+
+// Body of a begin message: how many exchanges the rank has sent (a resumed one: in its earlier
+// life), and its first non-finite tensor, if there is one.
+std::vector<std::byte> begin_body(std::uint64_t exchanges, std::optional<std::size_t> non_finite) {
+  std::vector<std::byte> body(sizeof exchanges + (non_finite ? sizeof(std::uint32_t) : 0));
+  std::memcpy(body.data(), &exchanges, sizeof exchanges);
+  if (non_finite) {
+    const auto tensor = static_cast<std::uint32_t>(*non_finite);
+    std::memcpy(body.data() + sizeof exchanges, &tensor, sizeof tensor);
+  }
+  return body;
+}
+
 }  // namespace
 
 std::size_t TensorSpec::elements() const noexcept {
@@ -228,8 +250,8 @@ void WeightsExchange::check_finite(const std::vector<Letter>& letters) {
       continue;
     }
     std::uint32_t tensor = UINT32_MAX;
-    if (opened.body.size() == sizeof tensor) {
-      std::memcpy(&tensor, opened.body.data(), sizeof tensor);
+    if (opened.body.size() >= sizeof tensor) {
+      std::memcpy(&tensor, opened.body.last(sizeof tensor).data(), sizeof tensor);
     }
     const std::string name = tensor < specs_.size() ? specs_[tensor].name : "(unknown)";
     throw ExchangeError(fmt::format(
@@ -240,51 +262,72 @@ void WeightsExchange::check_finite(const std::vector<Letter>& letters) {
   }
 }
 
+std::vector<Letter> WeightsExchange::introduce(std::optional<std::size_t> non_finite) {
+  checksum_sent_ = codec_.checksum();
+  send(MessageKind::begin, non_finite ? kNonFinite : std::uint16_t{0}, 0, 0.0F,
+       begin_body(number_, non_finite));
+  auto letters = take_all(MessageKind::begin, 0);
+  bool same_geometry = true;
+  std::map<std::uint64_t, std::vector<int>> numbers;
+  for (int rank = 0; rank < group_->world_size(); ++rank) {
+    const auto& opened = letters[static_cast<std::size_t>(rank)].opened;
+    std::uint64_t number = number_;
+    if (rank != group_->rank()) {
+      same_geometry = same_geometry && opened.envelope.geometry == geometry_;
+      std::memcpy(&number, opened.body.data(), std::min(sizeof number, opened.body.size()));
+    }
+    numbers[number].push_back(rank);
+  }
+  if (!same_geometry) {
+    explain_geometry();
+  }
+  if (numbers.size() > 1) {
+    std::vector<std::string> parts;
+    for (const auto& [number, ranks] : numbers) {
+      parts.push_back(fmt::format("{} at exchange {}", ranks_text(ranks), number));
+    }
+    throw ExchangeError(fmt::format(
+        "rank {}: the ranks resume module {} at different places: {}. Load states that were saved "
+        "at the same step on all ranks, or on none.",
+        group_->rank(), module_, fmt::join(parts, ", ")));
+  }
+  if (non_finite) {
+    fail_non_finite(*non_finite);
+  }
+  check_finite(letters);
+  return letters;
+}
+
 void WeightsExchange::begin(Views x, ExactCollectives& exact) {
   const std::lock_guard lock(mutex_);
-  std::optional<std::size_t> non_finite;
-  group_->arena().execute([&] { non_finite = codec_.begin(x); });
-  checksum_sent_ = codec_.checksum();
-  const auto tensor = static_cast<std::uint32_t>(non_finite.value_or(0));
-  const auto body =
-      non_finite ? std::as_bytes(std::span(&tensor, 1)) : std::span<const std::byte>{};
-  send(MessageKind::begin, non_finite ? kNonFinite : std::uint16_t{0}, 0, 0.0F, body);
-  const auto letters = take_all(MessageKind::begin, 0);
-  std::map<std::uint64_t, std::vector<int>> geometries;
-  std::vector<int> strangers;  // ranks whose weights are not rank 0's
+  const auto adopt = [&] {
+    std::optional<std::size_t> non_finite;
+    group_->arena().execute([&] { non_finite = codec_.begin(x); });
+    share_left_ = 0.0F;  // R = 0: any share gives the same x
+    return non_finite;
+  };
+  const auto letters = introduce(loaded_ ? std::nullopt : adopt());
+  std::vector<int> strangers;  // ranks whose reference is not rank 0's
   const auto checksum_of = [&](int rank) {
     return rank == group_->rank()
                ? checksum_sent_
                : letters[static_cast<std::size_t>(rank)].opened.envelope.checksum;
   };
   for (int rank = 0; rank < group_->world_size(); ++rank) {
-    geometries[rank == group_->rank()
-                   ? geometry_
-                   : letters[static_cast<std::size_t>(rank)].opened.envelope.geometry]
-        .push_back(rank);
     if (checksum_of(rank) != checksum_of(0)) {
       strangers.push_back(rank);
     }
   }
-  if (geometries.size() > 1) {
-    explain_geometry();
-  }
-  if (non_finite) {
-    fail_non_finite(*non_finite);
-  }
-  check_finite(letters);
   if (!strangers.empty()) {
     group_->log(
         LogLevel::warning,
         fmt::format("module {}: {} began with other weights than rank 0; all ranks take rank 0's.",
                     module_, ranks_text(strangers)));
     exact.broadcast(x);
-    group_->arena().execute([&] { non_finite = codec_.begin(x); });
-    if (non_finite) {
+    if (const auto non_finite = adopt()) {
       fail_non_finite(*non_finite);
     }
   }
-  share_left_ = 0.0F;  // R = 0: any share gives the same x
   begun_ = true;
   group_->counters().reference_checksum.store(codec_.checksum(), std::memory_order_relaxed);
 }
@@ -497,16 +540,55 @@ std::uint64_t WeightsExchange::exchanges() const {
   return number_;
 }
 
-std::vector<float> WeightsExchange::reference(std::size_t tensor) const {
+ModuleState WeightsExchange::state(Views x) const {
   const std::lock_guard lock(mutex_);
-  const auto view = codec_.reference(tensor);
-  return {view.begin(), view.end()};
+  const auto& kernel = kernels::table(group_->options().isa);
+  ModuleState state{{}, {}, number_, share_left_};
+  for (std::size_t tensor = 0; tensor < specs_.size(); ++tensor) {
+    const auto reference = codec_.reference(tensor);
+    const auto residual = codec_.residual(tensor);
+    state.reference.emplace_back(reference.begin(), reference.end());
+    auto& moved = state.residual.emplace_back(residual.begin(), residual.end());
+    by_tile(x[tensor], [&](void* values, std::size_t begin, std::size_t n) {
+      kernel.absorb(x[tensor].dtype, values, reference.data() + begin, moved.data() + begin, n,
+                    share_left_);
+    });
+  }
+  return state;
 }
 
-std::vector<float> WeightsExchange::residual(std::size_t tensor) const {
+void WeightsExchange::load(const ModuleState& state, Views x) {
   const std::lock_guard lock(mutex_);
-  const auto view = codec_.residual(tensor);
-  return {view.begin(), view.end()};
+  if (begun_) {
+    throw ExchangeError(fmt::format(
+        "rank {}: load the state of module {} before its first training forward, not after",
+        group_->rank(), module_));
+  }
+  if (state.reference.size() != specs_.size() || state.residual.size() != specs_.size()) {
+    throw ExchangeError(fmt::format("rank {}: the state has {} tensors, module {} has {}",
+                                    group_->rank(), state.reference.size(), module_,
+                                    specs_.size()));
+  }
+  for (std::size_t tensor = 0; tensor < specs_.size(); ++tensor) {
+    if (state.reference[tensor].size() != specs_[tensor].elements() ||
+        state.residual[tensor].size() != specs_[tensor].elements()) {
+      throw ExchangeError(fmt::format("rank {}: the state of {} does not have its {} elements",
+                                      group_->rank(), specs_[tensor].name,
+                                      specs_[tensor].elements()));
+    }
+    codec_.restore_state(tensor, state.reference[tensor], state.residual[tensor]);
+  }
+  codec_.rehash();
+  const auto& kernel = kernels::table(group_->options().isa);
+  for (std::size_t tensor = 0; tensor < specs_.size(); ++tensor) {
+    by_tile(x[tensor], [&](void* values, std::size_t begin, std::size_t n) {
+      kernel.restore(x[tensor].dtype, values, state.reference[tensor].data() + begin,
+                     state.residual[tensor].data() + begin, n, state.share);
+    });
+  }
+  number_ = state.exchanges;
+  share_left_ = state.share;
+  loaded_ = true;
 }
 
 }  // namespace distro::exchange

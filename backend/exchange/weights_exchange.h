@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -20,6 +21,16 @@ struct TensorSpec {
   std::vector<std::int64_t> shape;
 
   [[nodiscard]] std::size_t elements() const noexcept;
+};
+
+/// What a rank must keep to go on with its own unsent moves after a restart. By tensor, in the
+/// tensors' order.
+struct ModuleState {
+  std::vector<std::vector<float>> reference;  ///< W.
+  std::vector<std::vector<float>>
+      residual;  ///< R, an exchange in flight included: after a restart it is sent again.
+  std::uint64_t exchanges = 0;  ///< Exchanges sent so far.
+  float share = 0.0F;           ///< x is to be W + share * R.
 };
 
 /// `weights` mode of one module on one rank: what happens at its sync points (algorithm: the DisTrO
@@ -64,16 +75,24 @@ class WeightsExchange {
   /// Exchanges sent so far.
   [[nodiscard]] std::uint64_t exchanges() const;
 
-  /// W and R of a tensor, copied. R holds all that is not in W yet, an exchange in flight included.
-  [[nodiscard]] std::vector<float> reference(std::size_t tensor) const;
-  [[nodiscard]] std::vector<float> residual(std::size_t tensor) const;
+  /// A copy of the state, for a checkpoint of this rank: R takes in what the optimizer has moved
+  /// since the last sync point.
+  [[nodiscard]] ModuleState state(Views x) const;
+
+  /// Take up a state of a checkpoint before the first training forward, and leave x = W + share *
+  /// R; every rank loads its own, saved at the same step (the references and exchange numbers are
+  /// compared in begin()). Throws ExchangeError when the sizes do not fit or the module has begun.
+  void load(const ModuleState& state, Views x);
 
   [[nodiscard]] std::uint32_t ordinal() const noexcept { return module_; }
   [[nodiscard]] std::span<const TensorSpec> tensors() const noexcept { return specs_; }
 
  private:
+  friend struct WeightsExchangeTestAccess;  // a test damages W as a memory fault would
+
   struct Exchange;  // what all ranks sent under one number
 
+  std::vector<Letter> introduce(std::optional<std::size_t> non_finite);
   void send(MessageKind kind, std::uint16_t flags, std::uint64_t exchange, float gain,
             std::span<const std::byte> body);
   void send_step(std::uint16_t flags, std::span<const std::byte> body);
@@ -97,6 +116,7 @@ class WeightsExchange {
   mutable std::mutex mutex_;  // guards everything below
   plugins::WeightsCodec codec_;
   bool begun_ = false;
+  bool loaded_ = false;              // W and R come from a checkpoint
   bool marked_ = false;              // the script has overwritten weights
   bool asked_ = false;               // the last exchange that was sent asks for a resync
   bool in_flight_ = false;           // exchange number_ was sent and is not applied (delay 1)

@@ -40,6 +40,7 @@ class Attachment:
             return
         named = trainable(module)
         self.names = [name for name, _ in named]
+        self.shapes = [parameter.shape for _, parameter in named]
         self.synchroniser = extension().ModuleSynchroniser(
             backend, [parameter for _, parameter in named], self.names
         )
@@ -302,3 +303,53 @@ def _synchroniser_of(module: nn.Module) -> Any:  # noqa: ANN401
     if attachment is None or attachment.synchroniser is None:
         raise ValueError("this module is not in weights mode: wrap it in DistributedDataParallel on a distro group")
     return attachment.synchroniser
+
+
+def state_dict(module: nn.Module) -> dict[str, Any]:
+    """The exchange's state of this rank: what a per-rank resume needs beside the script's own checkpoint.
+
+    The script's checkpoint, usually rank 0's, knows nothing of what the other ranks have moved and not sent yet. Save this on every
+    rank, at the same step, in a file of its own.
+
+    Args:
+        module: a DDP module in weights mode. Not a collective.
+
+    Returns:
+        ``reference`` and ``residual`` (W and R by parameter name, fp32, in the parameters' shapes; R holds an exchange in
+        flight, too), ``exchanges`` (count), ``share`` (weights are W + share * R).
+
+    Raises:
+        ValueError: the module is not in weights mode.
+    """
+    synchroniser, attachment = _synchroniser_of(module), _owner_of(module)
+    assert attachment is not None
+    state = synchroniser.state()
+    for part in ("reference", "residual"):
+        shaped = zip(attachment.names, state[part], attachment.shapes, strict=True)
+        state[part] = {name: flat.reshape(shape) for name, flat, shape in shaped}
+    return state
+
+
+def load_state_dict(module: nn.Module, state: dict[str, Any]) -> None:
+    """Take up what :func:`state_dict` gave; leaves the weights at W + share * R.
+
+    Args:
+        module: the same DDP module, wrapped again, before its first training forward. On every rank, or on none.
+        state: this rank's own, saved at the same step as the others'.
+
+    Raises:
+        ValueError: the module is not in weights mode, or the state has other parameters.
+        torch.distributed.DistBackendError: the module has begun to train, or shapes differ.
+    """
+    synchroniser, attachment = _synchroniser_of(module), _owner_of(module)
+    assert attachment is not None
+    for part in ("reference", "residual"):
+        if set(state[part]) != set(attachment.names):
+            differing = sorted(set(state[part]) ^ set(attachment.names))
+            raise ValueError(f"the state has other parameters than the module: {', '.join(differing)}")
+    synchroniser.load(
+        [state["reference"][name] for name in attachment.names],
+        [state["residual"][name] for name in attachment.names],
+        state["exchanges"],
+        state["share"],
+    )

@@ -1,6 +1,8 @@
 #include "tests/transport/group.h"
 
 #include <algorithm>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <future>
@@ -32,6 +34,28 @@ std::string name(Carrier carrier) {
       return "inproc";
   }
   return "unknown";
+}
+
+std::uint64_t test_seed() {
+  const char* text = std::getenv("DISTRO_TEST_SEED");
+  const std::uint64_t seed = text == nullptr ? 20240607 : std::stoull(text);
+  std::printf("DISTRO_TEST_SEED=%llu\n", static_cast<unsigned long long>(seed));
+  return seed;
+}
+
+::testing::AssertionResult loses(Channel& channel, int peer, int culprit, const std::string& why) {
+  try {
+    channel.receive(peer, in(std::chrono::seconds(10)));
+  } catch (const PeerLost& error) {
+    const bool right =
+        error.rank() == culprit && std::string(error.what()).find(why) != std::string::npos;
+    return right ? ::testing::AssertionSuccess()
+                 : ::testing::AssertionFailure()
+                       << "blames rank " << error.rank() << ": " << error.what();
+  } catch (const std::exception& error) {
+    return ::testing::AssertionFailure() << error.what();
+  }
+  return ::testing::AssertionFailure() << "received something";
 }
 
 ChannelConfig config(Carrier carrier, int rank, int world_size) {

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <chrono>
 #include <cstdint>
 #include <functional>
@@ -20,6 +22,12 @@ Bytes pattern(std::size_t size, std::uint64_t seed);
 SharedBytes shared_pattern(std::size_t size, std::uint64_t seed);
 
 std::string name(Carrier carrier);
+
+/// DISTRO_TEST_SEED, or a fixed number; printed, so that a failure can be repeated.
+std::uint64_t test_seed();
+
+/// Whether a rank's receive says that `culprit` is lost, and why.
+::testing::AssertionResult loses(Channel& channel, int peer, int culprit, const std::string& why);
 
 /// Defaults that suit tests: loopback, short times.
 ChannelConfig config(Carrier carrier, int rank, int world_size);

@@ -1,0 +1,72 @@
+#include "backend/exchange/envelope.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <random>
+
+namespace distro::exchange {
+namespace {
+
+std::vector<std::byte> sample(std::size_t body_bytes) {
+  std::vector<std::byte> body(body_bytes);
+  for (std::size_t i = 0; i < body.size(); ++i) {
+    body[i] = static_cast<std::byte>(i * 7);
+  }
+  return seal({.kind = MessageKind::step,
+               .flags = kAsksResync,
+               .module = 3,
+               .gain = 2.0F,
+               .exchange = 77,
+               .geometry = 0x1234,
+               .checksum = 0xabcd},
+              body);
+}
+
+TEST(Envelope, OpensToWhatWasSealed) {
+  for (const std::size_t size : {0U, 1U, 1000U}) {
+    const auto message = sample(size);
+    EXPECT_EQ(message.size(), size + kEnvelopeBytes);
+    const auto opened = open(message);
+    EXPECT_EQ(opened.envelope.kind, MessageKind::step);
+    EXPECT_EQ(opened.envelope.flags, kAsksResync);
+    EXPECT_EQ(opened.envelope.module, 3U);
+    EXPECT_EQ(opened.envelope.gain, 2.0F);
+    EXPECT_EQ(opened.envelope.exchange, 77U);
+    EXPECT_EQ(opened.envelope.geometry, 0x1234U);
+    EXPECT_EQ(opened.envelope.checksum, 0xabcdU);
+    ASSERT_EQ(opened.body.size(), size);
+  }
+}
+
+TEST(Envelope, RejectsEveryFlippedByteTruncationAndLengthLie) {
+  const std::uint64_t seed = std::random_device{}();
+  std::mt19937_64 random(seed);
+  SCOPED_TRACE(::testing::Message() << "seed " << seed);
+  for (int i = 0; i < 200; ++i) {
+    auto message = sample(random() % 500);
+    switch (i % 3) {
+      case 0:
+        message[random() % message.size()] ^= static_cast<std::byte>(1 + random() % 255);
+        break;
+      case 1:
+        message.resize(random() % message.size());
+        break;
+      default: {
+        const auto lie = static_cast<std::uint32_t>(random());
+        std::memcpy(message.data() + 40, &lie, sizeof lie);
+        break;
+      }
+    }
+    EXPECT_THROW(open(message), EnvelopeError) << "case " << i;
+  }
+}
+
+TEST(Envelope, RejectsUnknownKindsFlagsAndGainsThatAreSealedWell) {
+  EXPECT_THROW(open(seal({.kind = static_cast<MessageKind>(9)}, {})), EnvelopeError);
+  EXPECT_THROW(open(seal({.flags = 0x8000}, {})), EnvelopeError);
+  EXPECT_THROW(open(seal({.gain = std::numeric_limits<float>::quiet_NaN()}, {})), EnvelopeError);
+}
+
+}  // namespace
+}  // namespace distro::exchange

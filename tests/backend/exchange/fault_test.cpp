@@ -1,0 +1,139 @@
+#include <gtest/gtest.h>
+
+#include <limits>
+#include <thread>
+
+#include "tests/backend/exchange/ranks.h"
+
+namespace distro::exchange {
+
+/// A memory fault: weights of W change behind the codec's back.
+struct WeightsExchangeTestAccess {
+  static void damage(WeightsExchange& exchange) {
+    const auto reference = exchange.codec_.reference(0);
+    const auto residual = exchange.codec_.residual(0);
+    std::vector<float> damaged(reference.begin(), reference.end());
+    for (auto& weight : damaged) {
+      weight += 1e-3F;
+    }
+    exchange.codec_.restore_state(0, damaged, std::vector<float>(residual.begin(), residual.end()));
+  }
+};
+
+namespace testing {
+namespace {
+
+bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+// Every rank's error has all of these parts.
+void expect_all(const std::vector<std::string>& errors, const std::vector<std::string>& parts) {
+  for (std::size_t rank = 0; rank < errors.size(); ++rank) {
+    for (const auto& part : parts) {
+      EXPECT_TRUE(contains(errors[rank], part)) << "rank " << rank << " says: " << errors[rank];
+    }
+  }
+}
+
+TEST(Fault, ANonFiniteWeightIsAnErrorOnAllRanksThatNamesRankParameterAndExchange) {
+  for (const std::string delay : {"0", "1"}) {
+    const auto errors = run_ranks(
+        {.ranks = 3, .options = {{"transport", "inproc"}, {"delay", delay}}}, [&](Rank& rank) {
+          rank.exchange->begin(rank.views(), *rank.exact);
+          for (int step = 1; step <= 5; ++step) {
+            rank.move();
+            if (step == 3 && rank.rank == 1) {
+              rank.weights[4][4999] = std::numeric_limits<float>::quiet_NaN();
+            }
+            rank.sync();
+          }
+        });
+    expect_all(errors, {"rank 1", "non-finite weight", "tensor4", "exchange 3"});
+  }
+}
+
+TEST(Fault, ANonFiniteFirstWeightIsAnErrorOnAllRanks) {
+  const auto errors = run_ranks({.options = {{"transport", "inproc"}}}, [&](Rank& rank) {
+    if (rank.rank == 0) {
+      rank.weights[2][0] = std::numeric_limits<float>::infinity();
+    }
+    rank.exchange->begin(rank.views(), *rank.exact);
+  });
+  expect_all(errors, {"rank 0", "non-finite weight", "tensor2"});
+}
+
+TEST(Fault, ADriftedReferenceIsFoundAtTheNextExchange) {
+  const auto errors =
+      run_ranks({.ranks = 3, .options = {{"transport", "inproc"}}}, [&](Rank& rank) {
+        rank.exchange->begin(rank.views(), *rank.exact);
+        for (int step = 1; step <= 6; ++step) {
+          rank.move();
+          if (step == 4 && rank.rank == 2) {
+            WeightsExchangeTestAccess::damage(*rank.exchange);
+          }
+          rank.sync();
+        }
+      });
+  expect_all(errors, {"drifted apart", "rank 2 of 3"});
+}
+
+TEST(Fault, DifferentModulesAreAnErrorOnAllRanksThatNamesTheParameter) {
+  const auto errors =
+      run_ranks({.ranks = 3, .options = {{"transport", "inproc"}}}, [&](Rank& rank) {
+        std::vector<float> tensor(100 + static_cast<std::size_t>(rank.rank == 1));
+        const std::vector<plugins::TensorView> views = {
+            {tensor.data(), kernels::DType::f32, tensor.size()}};
+        WeightsExchange other(
+            rank.group,
+            {{"head.weight", kernels::DType::f32, {static_cast<std::int64_t>(tensor.size())}}});
+        other.begin(views, *rank.exact);
+      });
+  expect_all(errors, {"not the same on all ranks", "head.weight", "[100]", "rank 1", "[101]"});
+}
+
+TEST(Fault, DifferentGainsAreAnErrorOnAllRanks) {
+  const auto errors = run_ranks({.options = {{"transport", "inproc"}}}, [&](Rank& rank) {
+    rank.exchange->begin(rank.views(), *rank.exact);
+    for (int step = 0; step < 3; ++step) {
+      rank.exchange->sync(rank.views(), *rank.exact, rank.rank == 0 ? 1.0F : 2.0F);
+    }
+  });
+  expect_all(errors, {"different gains", "rank 0 uses", "rank 1 uses", "DISTRO_GAIN"});
+}
+
+TEST(Fault, ALateRankIsAnErrorThatNamesItWithinTheTimeOut) {
+  const auto errors = run_ranks({.ranks = 3,
+                                 .options = {{"transport", "inproc"}},
+                                 .timeout = std::chrono::milliseconds(1500)},
+                                [&](Rank& rank) {
+                                  rank.exchange->begin(rank.views(), *rank.exact);
+                                  rank.sync();
+                                  if (rank.rank == 1) {
+                                    std::this_thread::sleep_for(std::chrono::milliseconds(4000));
+                                  }
+                                  rank.sync();
+                                  rank.sync();
+                                });
+  EXPECT_TRUE(contains(errors[0], "rank 1")) << errors[0];
+  EXPECT_TRUE(contains(errors[2], "rank 1")) << errors[2];
+}
+
+TEST(Fault, ARankThatLeavesInTheMiddleIsNamed) {
+  const auto errors = run_ranks({.ranks = 3}, [&](Rank& rank) {
+    rank.exchange->begin(rank.views(), *rank.exact);
+    for (int step = 0; step < 6; ++step) {
+      if (rank.rank == 0 && step == 3) {
+        return;
+      }
+      rank.sync();
+    }
+  });
+  EXPECT_EQ(errors[0], "");
+  EXPECT_TRUE(contains(errors[1], "rank 0")) << errors[1];
+  EXPECT_TRUE(contains(errors[2], "rank 0")) << errors[2];
+}
+
+}  // namespace
+}  // namespace testing
+}  // namespace distro::exchange

@@ -1,0 +1,113 @@
+#include "backend/exchange/options.h"
+
+#include <gtest/gtest.h>
+
+namespace distro::exchange {
+namespace {
+
+std::string message_of(const StringMap& environment, const StringMap& overrides) {
+  try {
+    resolve_options(environment, overrides);
+  } catch (const OptionError& error) {
+    return error.what();
+  }
+  return {};
+}
+
+TEST(Options, DefaultsAreThoseOfTheContract) {
+  const Options options = resolve_options({}, {});
+  EXPECT_EQ(options.mode, Mode::automatic);
+  EXPECT_EQ(options.k, 6U);
+  EXPECT_EQ(options.delay, 1);
+  EXPECT_FALSE(options.gain);
+  EXPECT_FALSE(options.share);
+  EXPECT_EQ(options.value_bits, 1U);
+  EXPECT_EQ(options.carrier, transport::Carrier::tcp);
+  EXPECT_FALSE(options.insecure);
+}
+
+TEST(Options, OverridesWinOverTheEnvironment) {
+  const Options options =
+      resolve_options({{"DISTRO_K", "16"}, {"DISTRO_DELAY", "0"}}, {{"k", "32"}});
+  EXPECT_EQ(options.k, 32U);
+  EXPECT_EQ(options.delay, 0);
+}
+
+TEST(Options, AreReadFromEveryVariable) {
+  const Options options = resolve_options({{"DISTRO_MODE", "dense"},
+                                           {"DISTRO_GAIN", "1.5"},
+                                           {"DISTRO_TRANSPORT", "ipc"},
+                                           {"DISTRO_BIND", "lo"},
+                                           {"DISTRO_ADVERTISE", "example.org"},
+                                           {"DISTRO_PORTS", "40000-40010"},
+                                           {"DISTRO_INSECURE", "1"},
+                                           {"DISTRO_THREADS", "3"},
+                                           {"DISTRO_STATS", "/tmp/s.json"},
+                                           {"DISTRO_LOG", "debug"},
+                                           {"DISTRO_ISA", "scalar"},
+                                           {"DISTRO_DEFAULT", "0"},
+                                           {"PATH", "is not ours"}},
+                                          {});
+  EXPECT_EQ(options.mode, Mode::dense);
+  EXPECT_EQ(options.gain, 1.5);
+  EXPECT_EQ(options.carrier, transport::Carrier::ipc);
+  EXPECT_EQ(options.first_port, 40000);
+  EXPECT_EQ(options.last_port, 40010);
+  EXPECT_TRUE(options.insecure);
+  EXPECT_EQ(options.threads, 3);
+  EXPECT_EQ(options.isa, kernels::Isa::scalar);
+}
+
+TEST(Options, AnUnknownVariableIsAnErrorThatListsTheKnown) {
+  const auto message = message_of({{"DISTRO_MODUS", "x"}}, {});
+  EXPECT_NE(message.find("DISTRO_MODUS"), std::string::npos);
+  EXPECT_NE(message.find("DISTRO_MODE, DISTRO_K"), std::string::npos) << message;
+  EXPECT_NE(message_of({}, {{"modus", "x"}}).find("value_bits"), std::string::npos);
+}
+
+TEST(Options, ABadValueIsAnErrorThatListsWhatIsAllowed) {
+  for (const auto& [variable, value] :
+       std::vector<std::pair<std::string, std::string>>{{"DISTRO_K", "0"},
+                                                        {"DISTRO_K", "4097"},
+                                                        {"DISTRO_K", "6x"},
+                                                        {"DISTRO_K", ""},
+                                                        {"DISTRO_K", "-1"},
+                                                        {"DISTRO_GAIN", "nan"},
+                                                        {"DISTRO_GAIN", "-2"},
+                                                        {"DISTRO_DELAY", "2"},
+                                                        {"DISTRO_MODE", "fast"},
+                                                        {"DISTRO_PORTS", "9-1"},
+                                                        {"DISTRO_PORTS", "70000"},
+                                                        {"DISTRO_INSECURE", "yes"},
+                                                        {"DISTRO_THREADS", "0"},
+                                                        {"DISTRO_LOG", "loud"},
+                                                        {"DISTRO_TRANSPORT", "udp"},
+                                                        {"DISTRO_ISA", "sse9"}}) {
+    const auto message = message_of({{variable, value}}, {});
+    EXPECT_NE(message.find(variable), std::string::npos)
+        << variable << "=" << value << ": " << message;
+    EXPECT_NE(message.find("Allowed: "), std::string::npos) << message;
+  }
+  EXPECT_NE(message_of({}, {{"value_bits", "7"}}).find("Allowed: 1, 32"), std::string::npos);
+}
+
+TEST(Options, ThoseOfLaterVersionsAreNotAvailableYet) {
+  for (const auto& [variable, value] :
+       std::vector<std::pair<std::string, std::string>>{{"DISTRO_MODE", "ef"},
+                                                        {"DISTRO_MODE", "demo"},
+                                                        {"DISTRO_SITE", "host"},
+                                                        {"DISTRO_TOPOLOGY", "hub"},
+                                                        {"DISTRO_RELAY", "tcp://a:1"},
+                                                        {"DISTRO_RATE_LIMIT", "1000"},
+                                                        {"DISTRO_TRANSPORT", "/x/lib.so"},
+                                                        {"DISTRO_CURVE_SECRET_FILE", "/x"},
+                                                        {"DISTRO_DEFAULT", "1"}}) {
+    EXPECT_NE(message_of({{variable, value}}, {}).find("not available yet"), std::string::npos)
+        << variable;
+  }
+  EXPECT_NE(message_of({}, {{"reduce_scatter", "compress"}}).find("not available yet"),
+            std::string::npos);
+}
+
+}  // namespace
+}  // namespace distro::exchange

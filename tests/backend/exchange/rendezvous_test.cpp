@@ -1,0 +1,72 @@
+#include "backend/exchange/rendezvous.h"
+
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "tests/backend/exchange/ranks.h"
+
+namespace distro::exchange::testing {
+namespace {
+
+// What each of three ranks throws when it joins with these options.
+std::vector<std::string> join(const std::vector<StringMap>& options,
+                              const std::string& route = "") {
+  MemoryStore store(std::chrono::milliseconds(2000));
+  std::vector<std::string> errors(options.size());
+  std::vector<std::thread> threads;
+  for (std::size_t r = 0; r < options.size(); ++r) {
+    threads.emplace_back([&, r] {
+      try {
+        const auto group = Group::join({static_cast<int>(r), static_cast<int>(options.size()),
+                                        std::chrono::milliseconds(5000), route},
+                                       resolve_options({}, options[r]), store);
+        group->close();
+      } catch (const std::exception& error) {
+        errors[r] = error.what();
+      }
+    });
+  }
+  for (auto& thread : threads) {
+    thread.join();
+  }
+  return errors;
+}
+
+TEST(Rendezvous, RanksOfOneHostMeetOnLoopbackWhateverTheRoute) {
+  EXPECT_EQ(join({{}, {}, {}}, "192.0.2.7"), std::vector<std::string>(3));
+}
+
+TEST(Rendezvous, DifferentOptionsAreAnErrorOnEveryRankThatNamesRanksAndValues) {
+  for (const auto& error : join({{{"k", "6"}}, {{"k", "6"}}, {{"k", "8"}, {"delay", "0"}}})) {
+    EXPECT_NE(error.find("k: ranks 0, 1 have 6; rank 2 has 8"), std::string::npos) << error;
+    EXPECT_NE(error.find("delay: rank 2 has 0; ranks 0, 1 have 1"), std::string::npos) << error;
+  }
+}
+
+TEST(Rendezvous, OptionsOfOneRankAloneMayDiffer) {
+  EXPECT_EQ(join({{{"threads", "1"}}, {{"threads", "2"}, {"log", "error"}}}),
+            std::vector<std::string>(2));
+}
+
+TEST(Rendezvous, ARankThatCannotBindIsNamedToTheOthersAtOnce) {
+  const auto errors = join({{}, {{"bind", "192.0.2.7"}, {"insecure", "1"}}, {}});
+  EXPECT_NE(errors[0].find("rank 1 could not open its endpoint"), std::string::npos) << errors[0];
+  EXPECT_NE(errors[1], "");
+  EXPECT_NE(errors[2].find("rank 1 could not open its endpoint"), std::string::npos) << errors[2];
+}
+
+TEST(Rendezvous, ARankThatDoesNotComeIsNamed) {
+  MemoryStore store(std::chrono::milliseconds(200));
+  try {
+    Group::join({0, 2, std::chrono::milliseconds(200), ""}, resolve_options({}, {}), store);
+    FAIL() << "joined alone";
+  } catch (const transport::PeerTimeout& error) {
+    EXPECT_EQ(error.rank(), 1);
+    EXPECT_NE(std::string(error.what()).find("rank 1 did not come"), std::string::npos)
+        << error.what();
+  }
+}
+
+}  // namespace
+}  // namespace distro::exchange::testing
