@@ -144,8 +144,16 @@ bool BitReader::read_gaps(std::span<std::uint16_t> positions, std::size_t n) noe
   const unsigned r = rice_parameter(n, positions.size());
   std::size_t next = 0;
   for (std::uint16_t& position : positions) {
-    const std::size_t quotient = get_unary();
-    const std::size_t here = next + (quotient << r) + get(r);
+    std::size_t here = next;
+    const std::uint64_t bits = window();
+    const auto ones = static_cast<unsigned>(std::countr_one(bits));
+    if (ones + 1 + r <= std::min<std::size_t>(kWindow, remaining())) {  // nearly always
+      here += (std::size_t{ones} << r) + ((bits >> (ones + 1)) & ((1U << r) - 1));
+      position_ += ones + 1 + r;
+    } else {
+      const std::size_t quotient = get_unary();
+      here += (quotient << r) + get(r);
+    }
     if (overrun_ || here >= n) {
       return false;
     }

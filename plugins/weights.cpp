@@ -1,7 +1,6 @@
 #include "plugins/weights.h"
 
 #include <fmt/format.h>
-#include <tbb/parallel_for.h>
 
 #include <algorithm>
 #include <array>
@@ -9,6 +8,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "plugins/parallel.h"
 #include "plugins/weights_record.h"
 #include "plugins/weights_tile.h"
 
@@ -100,7 +100,7 @@ void WeightsCodec::State::check(const Due& due) const {
 
 template <class Task>
 void WeightsCodec::State::for_each_run(const Task& task) {
-  tbb::parallel_for(std::size_t{0}, geometry.runs().size(), [&](std::size_t run) {
+  parallel_for(geometry.runs().size(), [&](std::size_t run) {
     const DefaultFloatEnvironment environment;
     results[run] = {};
     task(run, results[run]);

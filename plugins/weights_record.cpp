@@ -1,7 +1,6 @@
 #include "plugins/weights_record.h"
 
 #include <fmt/format.h>
-#include <tbb/parallel_for.h>
 
 #include <algorithm>
 #include <bit>
@@ -10,6 +9,7 @@
 #include <numeric>
 
 #include "kernels/half.h"
+#include "plugins/parallel.h"
 
 namespace distro::plugins {
 namespace {
@@ -145,7 +145,7 @@ std::vector<std::byte> RecordCoder::assemble(std::span<const std::byte> staging,
     begin.push_back(begin.back() + kLengthBytes + (sum + 7) / 8);
   }
   std::vector<std::byte> body(begin.back());
-  tbb::parallel_for(std::size_t{0}, sections_.size(), [&](std::size_t s) {
+  parallel_for(sections_.size(), [&](std::size_t s) {
     const Section& section = sections_[s];
     const auto out = std::span(body).subspan(begin[s], begin[s + 1] - begin[s]);
     const auto length = static_cast<std::uint32_t>(out.size() - kLengthBytes);
@@ -239,14 +239,28 @@ struct RecordCoder::SectionReader {
       fail(reader.overrun() ? std::string("ends too early")
                             : fmt::format("has an index outside tile {} of {} elements", tile, n));
     }
-    for (float& value : std::span(record.value).subspan(entry, count)) {
-      value = coder.format_.value_bits == 1 ? read_sign(scale) : read_float(tile);
+    const std::span<float> value = std::span(record.value).subspan(entry, count);
+    if (coder.format_.value_bits == 1) {
+      read_signs(value, scale);
+    } else {
+      for (float& q : value) {
+        q = read_float(tile);
+      }
     }
     record.first[tile + 1] = static_cast<std::uint32_t>(count);
     entry += count;
   }
 
-  float read_sign(float scale) noexcept { return reader.get(1) == 0 ? scale : -scale; }
+  void read_signs(std::span<float> value, float scale) noexcept {
+    const auto magnitude = std::bit_cast<std::uint32_t>(scale);
+    for (std::size_t i = 0; i < value.size(); i += 32) {
+      const auto n = static_cast<unsigned>(std::min<std::size_t>(32, value.size() - i));
+      std::uint32_t signs = reader.get(n);
+      for (unsigned j = 0; j < n; ++j, signs >>= 1) {
+        value[i + j] = std::bit_cast<float>(magnitude | (signs & 1U) << 31);
+      }
+    }
+  }
 
   float read_float(std::size_t tile) {
     const std::uint32_t bits = reader.get(kFloatBits);
@@ -289,7 +303,7 @@ ParsedRecord RecordCoder::parse(std::span<const std::byte> body) const {
   record.index.resize(most_entries_);
   record.value.resize(most_entries_);
   std::vector<std::size_t> entries(sections_.size());
-  tbb::parallel_for(std::size_t{0}, sections_.size(), [&](std::size_t s) {
+  parallel_for(sections_.size(), [&](std::size_t s) {
     SectionReader reader{*this, sections_[s], kernels::BitReader(bytes[s]), record};
     entries[s] = reader.read();
   });

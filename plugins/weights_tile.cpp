@@ -55,6 +55,17 @@ void restore_tile(const kernels::KernelTable& kernels, std::span<const Segment> 
 
 std::uint64_t apply_tile(const Due& due, std::size_t tile, std::size_t begin, float* w, float* r,
                          kernels::SparseSum& sum) noexcept {
+  // Where no pass over the tile precedes this one, every entry of w is a cache miss: fetch them all
+  // at once.
+  for (std::size_t participant = 0; participant < due.contributions.size(); ++participant) {
+    const ParsedRecord& record = *due.contributions[participant].record;
+    for (std::size_t i = record.first[tile]; i < record.first[tile + 1]; ++i) {
+      __builtin_prefetch(w + record.index[i], 1);
+      if (participant == due.own) {
+        __builtin_prefetch(r + record.index[i], 1);
+      }
+    }
+  }
   for (std::size_t participant = 0; participant < due.contributions.size(); ++participant) {
     const auto& [record, weight] = due.contributions[participant];
     const std::size_t first = record->first[tile];

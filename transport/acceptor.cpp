@@ -20,7 +20,10 @@ Acceptor::Acceptor(zmq::context_t& context, const ChannelConfig& config)
   bind(config);
 }
 
-Acceptor::~Acceptor() { close_lingering(router_); }
+Acceptor::~Acceptor() {
+  monitor_.reset();
+  close_lingering(router_, kLinger);
+}
 
 void Acceptor::bind(const ChannelConfig& config) {
   if (config.carrier == Carrier::tcp) {

@@ -39,7 +39,14 @@ Dialer::Dialer(zmq::context_t& context, const ChannelConfig& config, std::string
   at_ = Clock::now();
 }
 
-Dialer::~Dialer() { close_lingering(dealer_); }
+Dialer::~Dialer() {
+  const bool monitored = monitor_.has_value();
+  monitor_.reset();
+  // Without a connection a lingering socket would keep dialling a peer that has gone.
+  if (phase_ == Phase::open || (!monitored && phase_ == Phase::dialling)) {
+    close_lingering(dealer_, linger_);
+  }
+}
 
 void Dialer::renew(Deadline now) {
   monitor_.reset();
@@ -69,7 +76,7 @@ Dialer::Change Dialer::next_change(Deadline now) {
                                                                            : Change::opened;
   }
   while (const auto event = monitor_->next()) {
-    switch (event->kind) {
+    switch (*event) {
       case ZMQ_EVENT_HANDSHAKE_SUCCEEDED:
         phase_ = Phase::open;
         renewals_ = 0;

@@ -36,6 +36,12 @@ class Dialer {
   bool receive(zmq::message_t& body);
   SendResult send(zmq::message_t& body);
 
+  /// Deliver nothing more, not even what ZeroMQ has already.
+  void forget() noexcept { phase_ = Phase::waiting; }
+
+  /// The peer has said goodbye.
+  void linger_briefly() noexcept { linger_ = kLingerAfterGoodbye; }
+
   /// Dial when the time has come.
   void work(Deadline now);
   [[nodiscard]] Deadline next_timer() const noexcept { return at_; }
@@ -60,6 +66,7 @@ class Dialer {
   Deadline at_ = Deadline::max();
   unsigned renewals_ = 0;  // since the connection was last open
   bool inproc_opened_ = false;
+  std::chrono::milliseconds linger_ = kLinger;
   std::minstd_rand jitter_;
 };
 

@@ -59,6 +59,9 @@ bool Inbox::deliver(int peer, Bytes message) {
 
 void Inbox::set_state(int peer, PeerState state, Deadline now) {
   const std::lock_guard lock(mutex_);
+  if (box(peer).state == PeerState::lost) {
+    return;  // a caller gave it up
+  }
   box(peer).state = state;
   box(peer).state_since = now;
   changed_.notify_all();
@@ -71,6 +74,7 @@ void Inbox::heard(int peer, Deadline now) {
 
 bool Inbox::lose(int rank, const std::string& reason) {
   const std::lock_guard lock(mutex_);
+  box(rank).state = PeerState::lost;
   if (first_lost_) {
     return false;
   }

@@ -48,7 +48,7 @@ class Inbox {
   bool deliver(int peer, Bytes message);
   void set_state(int peer, PeerState state, Deadline now);
   void heard(int peer, Deadline now);
-  /// Remember the first rank that is lost. False if one was known already.
+  /// The rank is lost, and to blame if it is the first. False if another was known already.
   bool lose(int rank, const std::string& reason);
   void set_closed();
 

@@ -16,6 +16,11 @@ using std::chrono::milliseconds;
 // times: at once, and again since ZeroMQ may take a moment to drop the connection from its table.
 constexpr std::array<milliseconds, 3> kProbes{milliseconds(0), milliseconds(50), milliseconds(500)};
 
+// Batches read from the ROUTER before a vanished peer's routing id is forgotten. Fewer: its last
+// frames, a goodbye for instance, are taken for a stranger's; more: a flood of strangers delays the
+// peers.
+constexpr int kDrainRounds = 64;
+
 // How long aborts get at the end of a channel. Shorter: on a slow link peers blame this rank
 // instead of the culprit; longer: a failed training takes that long to exit.
 constexpr milliseconds kAbortTime{1'000};
@@ -69,10 +74,16 @@ void Mesh::resume(int peer) {
   }
 }
 
+void Mesh::owe_abort(Peer& peer, int culprit, std::string_view reason) {
+  if (!peer.finished()) {
+    peer.owed_abort = encode_abort(static_cast<std::uint32_t>(culprit), reason);
+  }
+}
+
 void Mesh::tell_lost(int culprit, std::string_view reason) {
   for (const auto& peer : peers_) {
-    if (peer != nullptr && !peer->finished()) {
-      peer->owed_abort = encode_abort(static_cast<std::uint32_t>(culprit), reason);
+    if (peer != nullptr) {
+      owe_abort(*peer, culprit, reason);
     }
   }
 }
@@ -132,7 +143,12 @@ Deadline Mesh::work(Deadline now, std::span<const zmq::pollitem_t> items) {
       continue;
     }
     if (!peer->pump(*acceptor_, config_, inbox_.counters, now)) {
-      down(*peer, now);
+      // Gone for sending, but what came before is still to be read.
+      for (int round = 0; round < kDrainRounds && receive_from_acceptor(now); ++round) {
+      }
+      if (peer->up) {
+        down(*peer, now);
+      }
     }
     wake = std::min(wake, peer->next_timer(now));
   }
@@ -253,7 +269,10 @@ bool Mesh::settled(const Peer& peer, Deadline now) const {
   if (peer.must_flush() && !vanished && now - closing_->began < kAbortTime) {
     return false;
   }
-  return !closing_->goodbye || peer.state == PeerState::left || peer.session.all_acknowledged();
+  const auto lost = inbox_.lost();
+  const bool is_culprit = lost && lost->rank() == peer.rank;
+  return !closing_->goodbye || is_culprit || peer.state == PeerState::left ||
+         peer.session.all_acknowledged();
 }
 
 bool Mesh::close_if_done(Deadline now) {

@@ -52,15 +52,17 @@ class Mesh final : public IoHandler {
   };
 
   // Frames.
-  void receive_from_acceptor(Deadline now);
-  bool receive_from_dialer(Peer& peer, Deadline now);  // true: there may be more
+  bool receive_from_acceptor(Deadline now);  // true: there may be more
+  bool receive_from_dialer(Peer& peer, Deadline now);
   std::optional<Frame> parse(const zmq::message_t& body);
   void on_hello(const std::string& route, const Frame& frame, Deadline now);
   void on_welcome(Peer& peer, const Frame& frame, Deadline now);
   void on_frame(Peer& peer, const Frame& frame, Deadline now);
   void on_abort(Peer& peer, const Frame& frame);
   [[nodiscard]] std::string greeting_error(const Frame& frame, const Peer* peer) const;
-  void reject(std::string_view why);
+  /// `kind`: what is logged once.
+  void reject(std::string_view kind, std::string_view why);
+  void reject(std::string_view why) { reject(why, why); }
 
   // Connections.
   void on_dialer_changes(Peer& peer, Deadline now);
@@ -68,6 +70,7 @@ class Mesh final : public IoHandler {
   void down(Peer& peer, Deadline now);
   void set_state(Peer& peer, PeerState state, Deadline now);
   void probe(Deadline now);
+  static void owe_abort(Peer& peer, int culprit, std::string_view reason);
 
   // Losses.
   void watch(Deadline now);

@@ -16,9 +16,9 @@ constexpr int kBatch = 64;
 
 }  // namespace
 
-void Mesh::reject(std::string_view why) {
+void Mesh::reject(std::string_view kind, std::string_view why) {
   inbox_.counters.rejected_frames.fetch_add(1, std::memory_order_relaxed);
-  log_once(LogLevel::warning, fmt::format("reject/{}/{}", config_.group, why),
+  log_once(LogLevel::warning, fmt::format("reject/{}/{}", config_.group, kind),
            fmt::format(
                "[distro rank {}] rejected a frame: {} (logged once; rejected_frames counts them)",
                config_.rank, why));
@@ -33,10 +33,13 @@ std::optional<Frame> Mesh::parse(const zmq::message_t& body) {
   return parsed.frame;
 }
 
-void Mesh::receive_from_acceptor(Deadline now) {
+bool Mesh::receive_from_acceptor(Deadline now) {
   std::string route;
   zmq::message_t body;
-  for (int count = 0; count < kBatch && acceptor_->receive(route, body); ++count) {
+  for (int count = 0; count < kBatch; ++count) {
+    if (!acceptor_->receive(route, body)) {
+      return false;
+    }
     const auto frame = parse(body);
     if (!frame) {
       continue;
@@ -54,6 +57,7 @@ void Mesh::receive_from_acceptor(Deadline now) {
       on_frame(*peers_[static_cast<std::size_t>(known->second)], *frame, now);
     }
   }
+  return true;
 }
 
 bool Mesh::receive_from_dialer(Peer& peer, Deadline now) {
@@ -116,7 +120,7 @@ void Mesh::on_hello(const std::string& route, const Frame& frame, Deadline now) 
   const std::uint32_t rank = parse_greeting(frame.payload).rank;
   Peer* peer = rank > static_cast<std::uint32_t>(config_.rank) ? find(rank) : nullptr;
   if (const std::string error = greeting_error(frame, peer); !error.empty()) {
-    reject(error);
+    reject("greeting", error);
     return;
   }
   if (peer->route != route) {
@@ -140,7 +144,7 @@ void Mesh::on_hello(const std::string& route, const Frame& frame, Deadline now) 
 
 void Mesh::on_welcome(Peer& peer, const Frame& frame, Deadline now) {
   if (const std::string error = greeting_error(frame, &peer); !error.empty()) {
-    reject(error);
+    reject("greeting", error);
     return;
   }
   inbox_.heard(peer.rank, now);
@@ -196,6 +200,9 @@ void Mesh::on_frame(Peer& peer, const Frame& frame, Deadline now) {
   if (peer.session.said_goodbye() && peer.state != PeerState::left) {
     peer.session.discard_outgoing();
     set_state(peer, PeerState::left, now);
+    if (peer.dialer != nullptr) {
+      peer.dialer->linger_briefly();
+    }
     log(LogLevel::debug,
         fmt::format("[distro rank {}] rank {} said goodbye", config_.rank, peer.rank));
   }

@@ -94,7 +94,10 @@ void Mesh::lose(Peer& peer, const std::string& reason, bool tell_others) {
       fmt::format("[distro rank {}] lost: {}", config_.rank, reason));
   down(peer, now);
   peer.session.discard_outgoing();
-  peer.dialer.reset();
+  if (peer.dialer != nullptr) {
+    peer.dialer->forget();
+    peer.dialer.reset();
+  }
   set_state(peer, PeerState::lost, now);
   if (first && tell_others && !closing_) {
     tell_lost(peer.rank, reason);

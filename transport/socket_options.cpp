@@ -29,16 +29,17 @@ constexpr int kMissedHeartbeats = 6;
 // Above 65.5 s ZeroMQ's field overflows (issue 4226).
 constexpr std::chrono::milliseconds kLongestTtl{60'000};
 
-constexpr int kHandshakeMs =
-    10'000;  // shorter: slow links never greet; longer: half-open strangers stay
-constexpr int kConnectMs =
-    5'000;  // shorter: far hosts are never reached; longer: a lost SYN costs that much
-constexpr int kTcpSilenceMs = 30'000;  // TCP gives up unacknowledged bytes after so long
-constexpr int kReconnectMs =
-    200;  // shorter: a dead peer is hammered; longer: each blip costs that much
-constexpr int kReconnectMaxMs = 10'000;  // longer: a peer that is back waits for us
-constexpr int kLingerMs =
-    1'000;  // shorter: a goodbye on a slow link is cut off; longer: exits take longer
+// Shorter: slow links never finish the greeting of ZeroMQ; longer: half-open strangers stay.
+constexpr int kHandshakeMs = 10'000;
+// Shorter: far hosts are never reached; longer: a lost SYN costs that much.
+constexpr int kConnectMs = 5'000;
+// How long TCP keeps unacknowledged bytes. Shorter: an outage of a home link breaks connections;
+// longer: a vanished host is noticed late.
+constexpr int kTcpSilenceMs = 30'000;
+// Between tries to connect. Shorter: a peer that is not up yet is hammered; longer: start-up takes
+// longer.
+constexpr int kReconnectMs = 200;
+constexpr int kReconnectMaxMs = 10'000;
 
 }  // namespace
 
@@ -65,16 +66,16 @@ void set_socket_options(zmq::socket_t& socket, const ChannelConfig& config, bool
   }
 }
 
-void close_lingering(zmq::socket_t& socket) noexcept {
+void close_lingering(zmq::socket_t& socket, std::chrono::milliseconds linger) noexcept {
   if (socket.handle() != nullptr) {
-    const int linger = kLingerMs;
-    ::zmq_setsockopt(socket.handle(), ZMQ_LINGER, &linger, sizeof linger);
+    const auto time = static_cast<int>(linger.count());
+    ::zmq_setsockopt(socket.handle(), ZMQ_LINGER, &time, sizeof time);
     socket.close();
   }
 }
 
 SocketMonitor::SocketMonitor(zmq::context_t& context, zmq::socket_t& socket, int events)
-    : pair_(context, zmq::socket_type::pair) {
+    : monitored_(socket.handle()), pair_(context, zmq::socket_type::pair) {
   std::uint64_t name = 0;
   ::randombytes_buf(&name, sizeof name);
   const std::string endpoint = fmt::format("inproc://monitor-{:016x}", name);
@@ -85,7 +86,9 @@ SocketMonitor::SocketMonitor(zmq::context_t& context, zmq::socket_t& socket, int
   pair_.connect(endpoint);
 }
 
-std::optional<SocketMonitor::Event> SocketMonitor::next() {
+SocketMonitor::~SocketMonitor() { ::zmq_socket_monitor(monitored_, nullptr, 0); }
+
+std::optional<int> SocketMonitor::next() {
   zmq::message_t message;
   if (!pair_.recv(message, zmq::recv_flags::dontwait)) {
     return std::nullopt;
@@ -97,7 +100,7 @@ std::optional<SocketMonitor::Event> SocketMonitor::next() {
   }
   while (message.more() && pair_.recv(message, zmq::recv_flags::dontwait)) {
   }
-  return Event{kind};
+  return kind;
 }
 
 }  // namespace distro::transport

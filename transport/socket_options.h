@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <optional>
 #include <zmq.hpp>
 
@@ -10,25 +11,33 @@ namespace distro::transport {
 /// Options of every ROUTER and DEALER of a channel, to be set before bind or connect.
 void set_socket_options(zmq::socket_t& socket, const ChannelConfig& config, bool ipv6);
 
-/// Close, and let ZeroMQ deliver for a moment in the background what was handed to it.
-void close_lingering(zmq::socket_t& socket) noexcept;
+/// How long ZeroMQ delivers in the background what was handed to it before a socket was closed.
+/// Shorter: an abort or a goodbye on a slow link is cut off; longer: a process takes that long to
+/// exit.
+inline constexpr std::chrono::milliseconds kLinger{1'000};
+/// The same for a peer that has said goodbye and may be gone: it only needs an acknowledgement.
+inline constexpr std::chrono::milliseconds kLingerAfterGoodbye{100};
 
-/// Events of one socket, by a PAIR of its own. inproc sockets have none.
+void close_lingering(zmq::socket_t& socket, std::chrono::milliseconds linger) noexcept;
+
+/// Events of one socket, by a PAIR of its own. inproc sockets have none. To be destroyed before the
+/// socket is closed: ZeroMQ's thread hangs, and with it all connections, when it reports an event
+/// that nobody is there to take.
 class SocketMonitor {
  public:
-  struct Event {
-    int kind = 0;  ///< ZMQ_EVENT_...
-  };
-
   /// Start before bind or connect. `events`: a mask of ZMQ_EVENT_...
   SocketMonitor(zmq::context_t& context, zmq::socket_t& socket, int events);
+  ~SocketMonitor();
+  SocketMonitor(const SocketMonitor&) = delete;
+  SocketMonitor& operator=(const SocketMonitor&) = delete;
 
   [[nodiscard]] void* handle() noexcept { return pair_.handle(); }
 
-  /// The next event, or an empty optional.
-  std::optional<Event> next();
+  /// The next ZMQ_EVENT_..., or an empty optional.
+  std::optional<int> next();
 
  private:
+  void* monitored_;
   zmq::socket_t pair_;
 };
 

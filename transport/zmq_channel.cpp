@@ -2,7 +2,9 @@
 
 #include <fmt/format.h>
 #include <sodium.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <exception>
 #include <string>
 #include <utility>
@@ -19,7 +21,8 @@ constexpr auto kCloseGrace = std::chrono::seconds(5);
 
 }  // namespace
 
-ZmqChannel::ZmqChannel(const ChannelConfig& config) : parts_(std::make_unique<Parts>(config)) {
+ZmqChannel::ZmqChannel(const ChannelConfig& config)
+    : owner_(::getpid()), parts_(std::make_unique<Parts>(config)) {
   if (::sodium_init() < 0) {
     throw ConfigError("libsodium cannot be initialised: no source of random numbers");
   }
@@ -42,20 +45,21 @@ ZmqChannel::ZmqChannel(const ChannelConfig& config) : parts_(std::make_unique<Pa
 }
 
 ZmqChannel::~ZmqChannel() {
-  if (parts_->service != nullptr && parts_->service->foreign()) {
-    // A forked child: the sockets, the thread and its locks are the parent's.
+  if (foreign()) {
     (void)parts_.release();
     return;
   }
   shut(Clock::now(), false);
 }
 
+bool ZmqChannel::foreign() const noexcept { return ::getpid() != owner_; }
+
 void ZmqChannel::check_use(const char* what) const {
   const int rank = parts_->config.rank;
   if (closed_) {
     throw PeerError(rank, fmt::format("rank {}: {} on a closed channel", rank, what));
   }
-  if (parts_->service->foreign()) {
+  if (foreign()) {
     throw PeerError(
         rank,
         fmt::format(
@@ -148,13 +152,15 @@ void ZmqChannel::abort(int culprit, std::string_view reason) {
       [mesh = parts.mesh.get(), first] { mesh->tell_lost(first.rank(), first.what()); });
 }
 
-std::optional<PeerLost> ZmqChannel::lost() const { return parts_->inbox.lost(); }
+std::optional<PeerLost> ZmqChannel::lost() const {
+  return foreign() ? std::nullopt : parts_->inbox.lost();
+}
 
 ChannelCounters ZmqChannel::counters() const { return parts_->inbox.counters.read(); }
 
 void ZmqChannel::close(Deadline deadline) noexcept {
   try {
-    if (!closed_ && !parts_->service->foreign()) {
+    if (!closed_ && !foreign()) {
       shut(deadline, true);
     }
   } catch (const std::exception& error) {

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <sys/types.h>
+
 #include <atomic>
 #include <memory>
 #include <optional>
@@ -49,6 +51,10 @@ class ZmqChannel final : public Channel {
   Bytes unpack(int peer, Inbox::Taken taken);
   void shut(Deadline deadline, bool goodbye);
 
+  /// In a forked child the sockets, the thread and its locks are the parent's.
+  [[nodiscard]] bool foreign() const noexcept;
+
+  const pid_t owner_;
   std::unique_ptr<Parts> parts_;
   std::atomic<bool> connected_{false};
   std::atomic<bool> closed_{false};

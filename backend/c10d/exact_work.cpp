@@ -7,34 +7,49 @@
 namespace distro::c10d_backend {
 namespace {
 
-// Point-to-point Works of the inner backend have no future.
-bool has_future(c10d::OpType operation) { return !c10d::isP2POp(operation); }
+// Null where the inner Work has no future: it does its last part in wait().
+c10::intrusive_ptr<c10::ivalue::Future> future_of(c10d::Work& work, c10d::OpType operation) {
+  if (c10d::isP2POp(operation)) {
+    return nullptr;
+  }
+  try {
+    return work.getFuture();
+  } catch (const c10::Error&) {
+    return nullptr;
+  }
+}
 
 }  // namespace
 
 ExactWork::ExactWork(c10::intrusive_ptr<c10d::Work> inner, std::shared_ptr<exchange::Group> group,
-                     c10d::OpType operation, std::function<void()> last_act)
+                     c10d::OpType operation, std::vector<at::Tensor> outputs,
+                     std::function<void()> last_act)
     : Work(group->rank(), operation),
       inner_(std::move(inner)),
       group_(std::move(group)),
-      operation_(c10d::opTypeToString(operation)) {
-  if (!has_future(operation)) {
+      operation_(c10d::opTypeToString(operation)),
+      outputs_(std::move(outputs)) {
+  const auto inner_future = future_of(*inner_, operation);
+  if (!inner_future) {
+    future_ =
+        c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()));
+    completed_by_wait_ = true;
+    last_act_ = std::move(last_act);
     return;
   }
-  const auto inner_future = inner_->getFuture();
   future_ = c10::make_intrusive<c10::ivalue::Future>(inner_future->elementType(),
                                                      inner_future->devices());
   // Runs in the inner backend's thread (or here, if it is done already). Holds no reference to this
   // Work.
   inner_future->addCallback([future = future_, group = group_, operation_name = operation_,
-                             last_act = std::move(last_act)](c10::ivalue::Future& done) {
+                             act = std::move(last_act)](c10::ivalue::Future& done) {
     if (done.hasError()) {
       future->setError(translated(*group, operation_name, done.exception_ptr()));
       return;
     }
     try {
-      if (last_act) {
-        last_act();
+      if (act) {
+        act();
       }
       future->markCompleted(done.value());
     } catch (...) {
@@ -43,14 +58,16 @@ ExactWork::ExactWork(c10::intrusive_ptr<c10d::Work> inner, std::shared_ptr<excha
   });
 }
 
-bool ExactWork::isCompleted() { return future_ ? future_->completed() : inner_->isCompleted(); }
+bool ExactWork::isCompleted() {
+  return completed_by_wait_ ? inner_->isCompleted() : future_->completed();
+}
 
 bool ExactWork::isSuccess() const {
-  return future_ ? future_->completed() && !future_->hasError() : inner_->isSuccess();
+  return completed_by_wait_ ? inner_->isSuccess() : future_->completed() && !future_->hasError();
 }
 
 std::exception_ptr ExactWork::exception() const {
-  if (!future_) {
+  if (completed_by_wait_) {
     return inner_->exception();
   }
   return future_->hasError() ? future_->exception_ptr() : nullptr;
@@ -63,18 +80,37 @@ std::vector<at::Tensor> ExactWork::result() { return inner_->result(); }
 void ExactWork::synchronize() { wait(); }
 
 bool ExactWork::wait(std::chrono::milliseconds timeout) {
-  bool completed = false;
-  translate(*group_, operation_, [&] { completed = inner_->wait(timeout); });
-  if (future_) {
+  bool done = false;
+  if (!completed_by_wait_) {
+    translate(*group_, operation_, [&] { done = inner_->wait(timeout); });
     future_->waitAndThrow();
+    return done;
   }
-  return completed;
+  const std::lock_guard lock(wait_mutex_);
+  if (future_->completed()) {
+    future_->waitAndThrow();
+    return true;
+  }
+  try {
+    translate(*group_, operation_, [&] { done = inner_->wait(timeout); });
+    if (last_act_) {
+      last_act_();
+    }
+    future_->markCompleted(c10::IValue(outputs_));
+  } catch (...) {
+    future_->setError(std::current_exception());
+    throw;
+  }
+  return done;
 }
 
 void ExactWork::abort() { inner_->abort(); }
 
 c10::intrusive_ptr<c10::ivalue::Future> ExactWork::getFuture() {
-  return future_ ? future_ : inner_->getFuture();
+  if (completed_by_wait_ && !future_->completed()) {
+    wait();
+  }
+  return future_;
 }
 
 uint64_t ExactWork::getSequencenumber() const { return inner_->getSequencenumber(); }

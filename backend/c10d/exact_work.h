@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <torch/csrc/distributed/c10d/Work.hpp>
 #include <vector>
@@ -16,7 +17,8 @@ namespace distro::c10d_backend {
 class ExactWork : public c10d::Work {
  public:
   ExactWork(c10::intrusive_ptr<c10d::Work> inner, std::shared_ptr<exchange::Group> group,
-            c10d::OpType operation, std::function<void()> last_act);
+            c10d::OpType operation, std::vector<at::Tensor> outputs,
+            std::function<void()> last_act);
 
   bool isCompleted() override;
   bool isSuccess() const override;
@@ -33,8 +35,13 @@ class ExactWork : public c10d::Work {
   const c10::intrusive_ptr<c10d::Work> inner_;
   const std::shared_ptr<exchange::Group> group_;
   const std::string operation_;
-  c10::intrusive_ptr<c10::ivalue::Future>
-      future_;  // null where the inner Work has none (send, receive)
+  const std::vector<at::Tensor> outputs_;
+  // Completed by the inner Work's future; where it has none (gloo's reduce-scatter, send, receive),
+  // by wait().
+  c10::intrusive_ptr<c10::ivalue::Future> future_;
+  bool completed_by_wait_ = false;
+  std::function<void()> last_act_;  // where wait() is to run it
+  std::mutex wait_mutex_;
 };
 
 }  // namespace distro::c10d_backend

@@ -55,14 +55,14 @@ ProcessGroupDistro::ProcessGroupDistro(std::shared_ptr<exchange::Group> group,
 ProcessGroupDistro::~ProcessGroupDistro() { group_->close(); }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::exact(OpType operation, std::size_t bytes,
-                                                   const Start& start,
+                                                   Tensors outputs, const Start& start,
                                                    std::function<void()> last_act) {
   group_->counters().exact.fetch_add(1, std::memory_order_relaxed);
   group_->counters().exact_bytes.fetch_add(bytes, std::memory_order_relaxed);
   c10::intrusive_ptr<Work> inner_work;
   translate(*group_, c10d::opTypeToString(operation), [&] { inner_work = start(); });
   return c10::make_intrusive<ExactWork>(std::move(inner_work), group_, operation,
-                                        std::move(last_act));
+                                        std::move(outputs), std::move(last_act));
 }
 
 std::function<void()> ProcessGroupDistro::division(const ReduceOp& op, Tensors outputs) const {
@@ -83,28 +83,28 @@ std::function<void()> ProcessGroupDistro::division(const ReduceOp& op, Tensors o
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::broadcast(Tensors& tensors,
                                                        const c10d::BroadcastOptions& options) {
-  return exact(OpType::BROADCAST, bytes_of(tensors),
+  return exact(OpType::BROADCAST, bytes_of(tensors), tensors,
                [&] { return inner_->broadcast(tensors, options); });
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::allreduce(Tensors& tensors,
                                                        const c10d::AllreduceOptions& options) {
   return exact(
-      OpType::ALLREDUCE, bytes_of(tensors),
+      OpType::ALLREDUCE, bytes_of(tensors), tensors,
       [&] { return inner_->allreduce(tensors, summing(options)); },
       division(options.reduceOp, tensors));
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::allreduce_sparse(
     Tensors& tensors, const c10d::AllreduceOptions& options) {
-  return exact(OpType::_ALLREDUCE_SPARSE, bytes_of(tensors),
+  return exact(OpType::_ALLREDUCE_SPARSE, bytes_of(tensors), tensors,
                [&] { return inner_->allreduce_sparse(tensors, options); });
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::allreduce_coalesced(
     Tensors& tensors, const c10d::AllreduceCoalescedOptions& options) {
   return exact(
-      OpType::ALLREDUCE_COALESCED, bytes_of(tensors),
+      OpType::ALLREDUCE_COALESCED, bytes_of(tensors), tensors,
       [&] { return inner_->allreduce_coalesced(tensors, summing(options)); },
       division(options.reduceOp, tensors));
 }
@@ -112,51 +112,52 @@ c10::intrusive_ptr<Work> ProcessGroupDistro::allreduce_coalesced(
 c10::intrusive_ptr<Work> ProcessGroupDistro::reduce(Tensors& tensors,
                                                     const c10d::ReduceOptions& options) {
   return exact(
-      OpType::REDUCE, bytes_of(tensors), [&] { return inner_->reduce(tensors, summing(options)); },
+      OpType::REDUCE, bytes_of(tensors), tensors,
+      [&] { return inner_->reduce(tensors, summing(options)); },
       options.rootRank == getRank() ? division(options.reduceOp, tensors)
                                     : std::function<void()>{});
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::allgather(TensorLists& outputs, Tensors& inputs,
                                                        const c10d::AllgatherOptions& options) {
-  return exact(OpType::ALLGATHER, bytes_of(inputs),
+  return exact(OpType::ALLGATHER, bytes_of(inputs), Tensors{},
                [&] { return inner_->allgather(outputs, inputs, options); });
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::_allgather_base(
     at::Tensor& output, at::Tensor& input, const c10d::AllgatherOptions& options) {
-  return exact(OpType::_ALLGATHER_BASE, input.nbytes(),
+  return exact(OpType::_ALLGATHER_BASE, input.nbytes(), {output},
                [&] { return inner_->_allgather_base(output, input, options); });
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::allgather_coalesced(
     TensorLists& outputs, Tensors& inputs, const c10d::AllgatherOptions& options) {
-  return exact(OpType::ALLGATHER_COALESCED, bytes_of(inputs),
+  return exact(OpType::ALLGATHER_COALESCED, bytes_of(inputs), Tensors{},
                [&] { return inner_->allgather_coalesced(outputs, inputs, options); });
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::allgather_into_tensor_coalesced(
     Tensors& outputs, Tensors& inputs, const c10d::AllgatherOptions& options) {
-  return exact(OpType::ALLGATHER_INTO_TENSOR_COALESCED, bytes_of(inputs),
+  return exact(OpType::ALLGATHER_INTO_TENSOR_COALESCED, bytes_of(inputs), outputs,
                [&] { return inner_->allgather_into_tensor_coalesced(outputs, inputs, options); });
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::gather(TensorLists& outputs, Tensors& inputs,
                                                     const c10d::GatherOptions& options) {
-  return exact(OpType::GATHER, bytes_of(inputs),
+  return exact(OpType::GATHER, bytes_of(inputs), Tensors{},
                [&] { return inner_->gather(outputs, inputs, options); });
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::scatter(Tensors& outputs, TensorLists& inputs,
                                                      const c10d::ScatterOptions& options) {
-  return exact(OpType::SCATTER, bytes_of(inputs),
+  return exact(OpType::SCATTER, bytes_of(inputs), outputs,
                [&] { return inner_->scatter(outputs, inputs, options); });
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::reduce_scatter(
     Tensors& outputs, TensorLists& inputs, const c10d::ReduceScatterOptions& options) {
   return exact(
-      OpType::REDUCE_SCATTER, bytes_of(inputs),
+      OpType::REDUCE_SCATTER, bytes_of(inputs), outputs,
       [&] { return inner_->reduce_scatter(outputs, inputs, summing(options)); },
       division(options.reduceOp, outputs));
 }
@@ -164,7 +165,7 @@ c10::intrusive_ptr<Work> ProcessGroupDistro::reduce_scatter(
 c10::intrusive_ptr<Work> ProcessGroupDistro::_reduce_scatter_base(
     at::Tensor& output, at::Tensor& input, const c10d::ReduceScatterOptions& options) {
   return exact(
-      OpType::_REDUCE_SCATTER_BASE, input.nbytes(),
+      OpType::_REDUCE_SCATTER_BASE, input.nbytes(), {output},
       [&] { return inner_->_reduce_scatter_base(output, input, summing(options)); },
       division(options.reduceOp, {output}));
 }
@@ -172,7 +173,7 @@ c10::intrusive_ptr<Work> ProcessGroupDistro::_reduce_scatter_base(
 c10::intrusive_ptr<Work> ProcessGroupDistro::reduce_scatter_tensor_coalesced(
     Tensors& outputs, Tensors& inputs, const c10d::ReduceScatterOptions& options) {
   return exact(
-      OpType::REDUCE_SCATTER_TENSOR_COALESCED, bytes_of(inputs),
+      OpType::REDUCE_SCATTER_TENSOR_COALESCED, bytes_of(inputs), outputs,
       [&] { return inner_->reduce_scatter_tensor_coalesced(outputs, inputs, summing(options)); },
       division(options.reduceOp, outputs));
 }
@@ -181,32 +182,33 @@ c10::intrusive_ptr<Work> ProcessGroupDistro::alltoall_base(at::Tensor& output, a
                                                            std::vector<int64_t>& output_splits,
                                                            std::vector<int64_t>& input_splits,
                                                            const c10d::AllToAllOptions& options) {
-  return exact(OpType::ALLTOALL_BASE, input.nbytes(), [&] {
+  return exact(OpType::ALLTOALL_BASE, input.nbytes(), {output}, [&] {
     return inner_->alltoall_base(output, input, output_splits, input_splits, options);
   });
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::alltoall(Tensors& outputs, Tensors& inputs,
                                                       const c10d::AllToAllOptions& options) {
-  return exact(OpType::ALLTOALL, bytes_of(inputs),
+  return exact(OpType::ALLTOALL, bytes_of(inputs), outputs,
                [&] { return inner_->alltoall(outputs, inputs, options); });
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::send(Tensors& tensors, int destination, int tag) {
-  return exact(OpType::SEND, bytes_of(tensors),
+  return exact(OpType::SEND, bytes_of(tensors), tensors,
                [&] { return inner_->send(tensors, destination, tag); });
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::recv(Tensors& tensors, int source, int tag) {
-  return exact(OpType::RECV, 0, [&] { return inner_->recv(tensors, source, tag); });
+  return exact(OpType::RECV, 0, tensors, [&] { return inner_->recv(tensors, source, tag); });
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::recvAnysource(Tensors& tensors, int tag) {
-  return exact(OpType::RECVANYSOURCE, 0, [&] { return inner_->recvAnysource(tensors, tag); });
+  return exact(OpType::RECVANYSOURCE, 0, tensors,
+               [&] { return inner_->recvAnysource(tensors, tag); });
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::barrier(const c10d::BarrierOptions& options) {
-  return exact(OpType::BARRIER, 0, [&] { return inner_->barrier(options); });
+  return exact(OpType::BARRIER, 0, Tensors{}, [&] { return inner_->barrier(options); });
 }
 
 void ProcessGroupDistro::monitoredBarrier(const c10d::BarrierOptions& options,

@@ -88,9 +88,11 @@ class ProcessGroupDistro : public c10d::Backend {
  private:
   using Start = std::function<c10::intrusive_ptr<c10d::Work>()>;
 
-  // Run a collective in the inner backend and count it.
+  // Run a collective in the inner backend and count it. `outputs`: the future's value where the
+  // inner Work gives none.
   c10::intrusive_ptr<c10d::Work> exact(c10d::OpType operation, std::size_t bytes,
-                                       const Start& start, std::function<void()> last_act = {});
+                                       std::vector<at::Tensor> outputs, const Start& start,
+                                       std::function<void()> last_act = {});
   // SUM where the caller asked for AVG: the division is ours.
   [[nodiscard]] std::function<void()> division(const c10d::ReduceOp& op,
                                                std::vector<at::Tensor> outputs) const;

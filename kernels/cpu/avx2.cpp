@@ -2,7 +2,6 @@
 #include <cstdint>
 
 #include "kernels/cpu/isa.h"
-#include "kernels/cpu/select.h"
 
 namespace distro::kernels::avx2 {
 

@@ -191,6 +191,66 @@ bool adopt(DType dtype, const void* x, float* w, std::size_t n) noexcept {
   return finite(dtype, x, n);
 }
 
+std::int32_t largest_of(const float* __restrict r, std::size_t n) {
+  std::int32_t largest = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    const std::int32_t magnitude = magnitude_of(r[i]);
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  return largest;
+}
+
+/// A bound >= least that k or more of the values reach, exactly k unless values tie there; `least`
+/// if fewer than k reach it. Bisection, because counting is what vectors do best.
+std::int32_t bound_of_largest(const std::int32_t* __restrict values, std::size_t n, std::size_t k,
+                              std::int32_t least) {
+  const auto wanted = static_cast<std::int32_t>(k);
+  std::int32_t largest = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    largest = values[i] > largest ? values[i] : largest;
+  }
+  std::int64_t reached = least;  // by k values, or it is the answer
+  std::int64_t missed = largest < least ? least : std::int64_t{largest} + 1;
+  std::int32_t probe = least;
+  while (true) {
+    std::int32_t count = 0;
+    for (std::size_t i = 0; i < n; ++i) {
+      count += values[i] >= probe ? 1 : 0;
+    }
+    if (count >= wanted) {
+      reached = probe;
+    } else {
+      missed = probe;
+    }
+    if (count == wanted || missed - reached <= 1) {
+      return static_cast<std::int32_t>(reached);
+    }
+    probe = static_cast<std::int32_t>(reached + (missed - reached) / 2);
+  }
+}
+
+/// Of c ascending candidates, all of magnitude `least` or more, the k largest, ties to the lowest
+/// index.
+std::size_t choose(const std::uint16_t* __restrict candidate,
+                   const std::int32_t* __restrict magnitude, std::size_t c, std::size_t k,
+                   std::int32_t least, std::uint16_t* __restrict index) {
+  const std::int32_t bound = c <= k ? least : bound_of_largest(magnitude, c, k, least);
+  std::size_t larger = 0;
+  for (std::size_t i = 0; i < c; ++i) {
+    larger += magnitude[i] > bound ? 1U : 0U;
+  }
+  std::size_t ties = k - larger;
+  std::size_t kept = 0;
+  for (std::size_t i = 0; i < c; ++i) {
+    const bool tie = magnitude[i] == bound && ties > 0;
+    ties -= tie ? 1U : 0U;
+    if (magnitude[i] > bound || tie) {
+      index[kept++] = candidate[i];
+    }
+  }
+  return kept;
+}
+
 /// Group-maximum filter: the k-th largest of the maxima of groups of consecutive elements is a
 /// lower bound of the k-th largest element, so only groups that reach it hold candidates, and few
 /// elements in them do.
@@ -201,34 +261,24 @@ std::size_t select_by_groups(const float* __restrict r, std::size_t n, std::size
   std::int32_t maxima[kGroups];
   const std::size_t whole = n / kGroup;
   for (std::size_t group = 0; group < whole; ++group) {
-    const float* __restrict element = r + group * kGroup;
-    std::int32_t largest = 0;
-    for (std::size_t i = 0; i < kGroup; ++i) {
-      const std::int32_t magnitude = magnitude_of(element[i]);
-      largest = magnitude > largest ? magnitude : largest;
-    }
-    maxima[group] = largest;
+    maxima[group] = largest_of(r + group * kGroup, kGroup);
   }
   std::size_t groups = whole;
   if (whole * kGroup < n) {
-    std::int32_t largest = 0;
-    for (std::size_t i = whole * kGroup; i < n; ++i) {
-      const std::int32_t magnitude = magnitude_of(r[i]);
-      largest = magnitude > largest ? magnitude : largest;
-    }
-    maxima[groups++] = largest;
-  }
-
-  std::int32_t bound = 1;  // non-zero entries only
-  if (k <= groups) {
-    std::int32_t reordered[kGroups];
-    __builtin_memcpy(reordered, maxima, groups * sizeof(std::int32_t));
-    const std::int32_t kth = kth_largest(reordered, groups, k);
-    bound = kth > bound ? kth : bound;
+    maxima[groups++] = largest_of(r + whole * kGroup, n - whole * kGroup);
   }
 
   std::uint16_t candidate[kTileElements];
   std::int32_t magnitudes[kTileElements];
+  std::int32_t bound = 1;  // zeros are no entries
+  if (k <= groups) {
+    bound = bound_of_largest(maxima, groups, k, 1);
+  } else {
+    for (std::size_t i = 0; i < n; ++i) {
+      magnitudes[i] = magnitude_of(r[i]);
+    }
+    bound = bound_of_largest(magnitudes, n, k, 1);
+  }
   std::size_t candidates = 0;
   for (std::size_t group = 0; group < groups; ++group) {
     if (maxima[group] < bound) {
@@ -242,13 +292,11 @@ std::size_t select_by_groups(const float* __restrict r, std::size_t n, std::size
       candidates += magnitude >= bound ? 1U : 0U;
     }
   }
-  return choose(candidate, magnitudes, candidates, k, index);
+  return choose(candidate, magnitudes, candidates, k, bound, index);
 }
 
 std::size_t select(const float* r, std::size_t n, std::size_t k, std::uint16_t* index) noexcept {
-  // Few entries want few large groups, more want many small ones; beyond that the filter lets all
-  // pass and choose() does the work.
-  constexpr std::size_t kFew = 8;
+  constexpr std::size_t kFew = 12;  // few entries want few large groups, more want many small ones
   return k <= kFew ? select_by_groups<64>(r, n, k, index) : select_by_groups<16>(r, n, k, index);
 }
 

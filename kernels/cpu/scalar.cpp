@@ -2,7 +2,6 @@
 #include <cstdint>
 
 #include "kernels/cpu/isa.h"
-#include "kernels/cpu/select.h"
 #include "kernels/half.h"
 
 namespace distro::kernels {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <span>
+#include <vector>
 
 #include "plugins/weights_record.h"
 
@@ -46,14 +47,23 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (size == 0) {
     return 0;
   }
+  // The first byte chooses what both ends know, and whether the rest is a whole body or the bits of
+  // its only section.
+  const std::uint8_t choice = data[0];
   const std::size_t small[] = {100, 3};
   const std::size_t large[] = {4096 * 17, 5000, 700, 0};
-  const std::size_t many[70] = {};
-  const auto body = std::as_bytes(std::span(data, size)).subspan(1);
-  const std::uint8_t choice = data[0];
   const std::uint32_t ks[] = {6, 1, 409, 4096};
-  const std::span<const std::size_t> shapes[] = {small, large, many};
-  try_parse(Geometry(shapes[choice % 3]), {ks[(choice / 4) % 4], (choice & 64U) != 0 ? 32U : 1U},
-            body);
+  const std::span<const std::size_t> shape =
+      (choice & 1U) != 0 ? std::span<const std::size_t>(small) : large;
+  const std::uint32_t value_bits = (choice & 2U) != 0 ? 32 : 1;
+
+  const auto bytes = std::as_bytes(std::span(data, size)).subspan(1);
+  std::vector<std::byte> body(bytes.begin(), bytes.end());
+  if ((choice & 4U) != 0) {
+    const auto length = static_cast<std::uint32_t>(body.size());
+    const auto prefix = std::as_bytes(std::span(&length, 1));
+    body.insert(body.begin(), prefix.begin(), prefix.end());
+  }
+  try_parse(Geometry(shape), {ks[(choice / 8) % 4], value_bits}, body);
   return 0;
 }

@@ -71,10 +71,10 @@ void Module::set(std::size_t tensor, std::size_t i, double value) {
 }
 
 void Module::move(std::mt19937& random, double length) {
-  std::normal_distribution<double> normal(0.0, length);
+  const double unit = length / 2147483648.0;
   for (std::size_t tensor = 0; tensor < tensors_.size(); ++tensor) {
     for (std::size_t i = 0; i < tensors_[tensor].elements; ++i) {
-      set(tensor, i, get(tensor, i) + normal(random));
+      set(tensor, i, get(tensor, i) + unit * static_cast<std::int32_t>(random()));
     }
   }
 }

@@ -25,7 +25,7 @@ class Module {
   [[nodiscard]] const std::vector<Tensor>& tensors() const noexcept { return tensors_; }
   [[nodiscard]] double get(std::size_t tensor, std::size_t i) const;
   void set(std::size_t tensor, std::size_t i, double value);
-  /// Adds length * N(0, 1) to every weight.
+  /// Adds a number between -length and length, uniformly drawn, to every weight.
   void move(std::mt19937& random, double length);
   [[nodiscard]] const std::vector<std::vector<std::byte>>& bytes() const noexcept { return bytes_; }
 

@@ -68,9 +68,11 @@ void expect_invariants(const Simulation& simulation, float share) {
             static_cast<double>(codec.reference(tensor)[i]) +
             static_cast<double>(share) * static_cast<double>(codec.residual(tensor)[i]);
         const double rounding = unit(module.tensors()[tensor].dtype) + std::ldexp(1.0, -23);
-        ASSERT_NEAR(module.get(tensor, i), expected,
-                    std::abs(expected) * rounding + std::ldexp(1.0, -25))
-            << "tensor " << tensor << " element " << i;
+        if (!(std::abs(module.get(tensor, i) - expected) <=
+              std::abs(expected) * rounding + std::ldexp(1.0, -25))) {
+          FAIL() << "tensor " << tensor << " element " << i << ": " << module.get(tensor, i)
+                 << " is not " << expected;
+        }
       }
     }
   }
@@ -94,8 +96,7 @@ TEST_P(Weights, ReferencesAgreeAndWeightsFollowForFiftySteps) {
     if (step % 7 == 0 || step == 49) {
       expect_invariants(simulation, plan.share);
     }
-    // E|N| = sqrt(2 / pi)
-    EXPECT_NEAR(simulation.last[0].move_mean, 0.02 * 0.798, mixed ? 0.02 * 0.08 : 0.02 * 0.02);
+    EXPECT_NEAR(simulation.last[0].move_mean, 0.02 / 2, mixed ? 0.02 * 0.08 : 0.02 * 0.02);
   }
 }
 

@@ -107,6 +107,10 @@ class Abort : public testing::TestWithParam<Carrier> {};
 TEST_P(Abort, NamesTheCulpritEverywhereAfterWhatArrived) {
   Group group(GetParam(), 3);
   group[1].send(0, shared_pattern(200'000, 1));
+  while (group[0].counters().socket_bytes_received < 200'000) {
+    std::this_thread::sleep_for(milliseconds(1));
+  }
+  std::this_thread::sleep_for(milliseconds(20));
   group[1].abort(2, "rank 2 is on fire");
   EXPECT_EQ(group[0].receive(1, in(seconds(5))), pattern(200'000, 1));
   EXPECT_TRUE(loses(group[0], 1, 2, "on fire (told by rank 1)"));

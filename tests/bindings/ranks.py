@@ -1,0 +1,127 @@
+"""Run a function as every rank of a process group, each in a process of its own."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import pickle
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+TIMEOUT_SECONDS = 60
+
+
+def _child(
+    rank: int,
+    size: int,
+    backend: str | None,
+    path: str,
+    env: dict[str, str],
+    timeout: float,
+    queue: Any,  # noqa: ANN401
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> None:
+    os.environ.update(env)
+    torch.set_num_threads(1)
+    try:
+        if backend:
+            dist.init_process_group(
+                backend,
+                store=dist.FileStore(path, size),
+                rank=rank,
+                world_size=size,
+                timeout=datetime.timedelta(seconds=timeout),
+            )
+        result = function(rank, size, *arguments)
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        queue.put(pickle.dumps((rank, result, None)))
+    except BaseException as error:
+        queue.put(pickle.dumps((rank, None, (type(error).__name__, str(error), traceback.format_exc()))))
+
+
+class RankError(AssertionError):
+    """What a rank raised."""
+
+    def __init__(self, rank: int, kind: str, message: str, trace: str) -> None:
+        super().__init__(f"rank {rank}: {trace}")
+        self.rank, self.kind, self.message = rank, kind, message
+
+
+def launch(
+    size: int,
+    function: Callable[..., Any],
+    *arguments: Any,  # noqa: ANN401
+    backend: str | None = "distro",
+    env: dict[str, str] | None = None,
+    timeout: float = TIMEOUT_SECONDS,
+    deadline: float = 120.0,
+) -> list[Any | RankError | None]:
+    """Result or error of each rank; None where a rank died without a word.
+
+    Fails when a rank is still running after `deadline` seconds: a hang is a failure by itself.
+    """
+    context = mp.get_context("spawn")
+    queue = context.SimpleQueue()
+    with tempfile.TemporaryDirectory() as folder:
+        processes = [
+            context.Process(
+                target=_child,
+                args=(
+                    rank,
+                    size,
+                    backend,
+                    f"{folder}/store",
+                    env or {},
+                    timeout,
+                    queue,
+                    function,
+                    arguments,
+                ),
+            )
+            for rank in range(size)
+        ]
+        for process in processes:
+            process.start()
+        outcome: list[Any | RankError | None] = [None] * size
+        end = time.monotonic() + deadline
+        try:
+            while any(process.is_alive() for process in processes) or not queue.empty():
+                while not queue.empty():
+                    rank, result, error = pickle.loads(queue.get())
+                    outcome[rank] = RankError(rank, *error) if error else result
+                if time.monotonic() > end:
+                    alive = [rank for rank, p in enumerate(processes) if p.is_alive()]
+                    raise AssertionError(f"ranks {alive} hang; outcome so far: {outcome}")
+                time.sleep(0.02)
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+        return outcome
+
+
+def run(size: int, function: Callable[..., Any], *arguments: Any, **options: Any) -> list[Any]:  # noqa: ANN401
+    """Results of all ranks, by rank; raises the first error."""
+    outcome = launch(size, function, *arguments, **options)
+    for rank, result in enumerate(outcome):
+        if isinstance(result, RankError):
+            raise result
+        assert result is not None, f"rank {rank} died or returned nothing"
+    return outcome
+
+
+def fail(size: int, function: Callable[..., Any], *arguments: Any, **options: Any) -> list[RankError]:  # noqa: ANN401
+    """Errors of all ranks, by rank; fails if one has none."""
+    outcome = launch(size, function, *arguments, **options)
+    for rank, result in enumerate(outcome):
+        assert isinstance(result, RankError), f"rank {rank} did not fail: {result}"
+    return outcome

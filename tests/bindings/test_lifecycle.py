@@ -1,0 +1,174 @@
+"""Groups by name: made and destroyed, again and again, several at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import run
+
+
+def _by_name(rank: int, size: int) -> bool:
+    assert "torch_distro" not in sys.modules or dist.is_initialized()
+    assert dist.get_backend() == "distro"
+    x = torch.ones(3)
+    dist.all_reduce(x)
+    return x.tolist() == [size] * 3
+
+
+def test_the_backend_is_found_by_its_name_without_an_import() -> None:
+    assert run(2, _by_name) == [True, True]
+
+
+def test_detail_debugging_wraps_the_backend() -> None:
+    assert run(2, _by_name, env={"TORCH_DISTRIBUTED_DEBUG": "DETAIL"}) == [True, True]
+
+
+def _weights_under_detail(rank: int, size: int) -> str:
+    import torch_distro
+    from models import batches, train, wrapped
+
+    module = wrapped()
+    train(module, torch.optim.AdamW(module.parameters()), batches(rank, 3))
+    return torch_distro.stats()["modules"][0]["mode"]
+
+
+def test_weights_mode_works_under_detail_debugging() -> None:
+    assert run(2, _weights_under_detail, env={"TORCH_DISTRIBUTED_DEBUG": "DETAIL"}) == ["weights"] * 2
+
+
+def _several(rank: int, size: int) -> bool:
+    pairs = [dist.new_group([0, 1], backend="distro"), dist.new_group([1, 2], backend="distro")]
+    alone = [dist.new_group([r], backend="distro") for r in range(size)]
+    everyone = dist.new_group(backend="distro")
+    for _ in range(3):
+        for group in [*pairs, *alone, everyone]:
+            if dist.get_rank(group) >= 0:
+                x = torch.ones(2)
+                dist.all_reduce(x, group=group)
+                assert x.tolist() == [dist.get_world_size(group)] * 2
+    return True
+
+
+def test_several_groups_at_once_also_of_one_rank() -> None:
+    assert run(3, _several) == [True] * 3
+
+
+def _one(rank: int, size: int) -> list[str]:
+    import torch_distro
+    from models import batches, train, wrapped
+
+    module = wrapped()
+    train(module, torch.optim.AdamW(module.parameters()), batches(rank, 3))
+    torch_distro.average(module)
+    return [entry["reason"] for entry in torch_distro.stats()["modules"]]
+
+
+def test_a_group_of_one_rank_trains() -> None:
+    assert run(1, _one) == [["one rank"]]
+
+
+def _held() -> tuple[int, int]:
+    return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+
+
+def _cycles(rank: int, size: int, folder: str) -> list[tuple[int, int]]:
+    held = []
+    for cycle in range(30):
+        store = dist.FileStore(f"{folder}/store{cycle}", size)
+        dist.init_process_group("distro", store=store, rank=rank, world_size=size)
+        x = torch.ones(2)
+        dist.all_reduce(x)
+        dist.destroy_process_group()
+        del store
+        held.append(_held())
+    return held
+
+
+def test_start_and_destroy_again_and_again_leaks_nothing(tmp_path: Path) -> None:
+    for held in run(2, _cycles, str(tmp_path), backend=None):
+        files, threads = held[-1]
+        assert files <= held[9][0] + 1, held
+        assert threads <= held[9][1] + 1, held
+
+
+def _script(body: str, tmp_path: Path, ranks: int = 2, **env: str) -> subprocess.CompletedProcess[str]:
+    path = tmp_path / "script.py"
+    path.write_text(body)
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", str(path)],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+FORGETFUL = """
+import torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+dist.init_process_group("distro")
+module = DistributedDataParallel(torch.nn.Linear(100, 100))
+optimizer = torch.optim.AdamW(module.parameters())
+for _ in range(4):
+    module(torch.randn(3, 100)).square().mean().backward()
+    optimizer.step()
+"""
+
+
+def test_a_script_that_forgets_to_destroy_its_group_ends_cleanly_and_writes_its_stats(tmp_path: Path) -> None:
+    import json
+
+    for _ in range(3):
+        done = _script(FORGETFUL, tmp_path, DISTRO_STATS=str(tmp_path / "stats.json"))
+        assert done.returncode == 0, done.stderr
+        assert "terminate" not in done.stderr
+    written = [json.loads((tmp_path / f"stats.rank{rank}.json").read_text()) for rank in range(2)]
+    assert [stats["exchanges"] for stats in written] == [3, 3]
+    assert written[0]["reference_checksum"] == written[1]["reference_checksum"]
+    assert written[0]["modules"][0]["name"] == "Linear"
+
+
+CONTRACT = [
+    "exchanges", "reductions", "exact", "gradient_bytes", "payload_bytes_sent", "payload_bytes_received",
+    "socket_bytes_sent", "socket_bytes_received", "exact_bytes", "encode_seconds", "decode_seconds", "wait_seconds",
+    "resent_frames", "reconnects", "resyncs", "participants", "reference_checksum", "modules",
+]  # fmt: skip
+
+
+def _stats(rank: int, size: int) -> dict[str, Any]:
+    import torch_distro
+    from models import batches, train, wrapped
+
+    module = wrapped()
+    train(module, torch.optim.AdamW(module.parameters()), batches(rank, 6))
+    torch_distro.average(module)  # brings the counters to rest
+    return torch_distro.stats()
+
+
+def test_stats_have_what_the_contract_names_and_bytes_agree_between_ranks() -> None:
+    first, second = run(2, _stats)
+    assert set(CONTRACT) <= set(first)
+    assert first["gradient_bytes"] == 5 * 4 * (20 * 250 + 250 + 250 * 20 + 20 + 20 + 20 + 1 + 20 * 20)
+    assert first["payload_bytes_sent"] == second["payload_bytes_received"]
+    assert first["socket_bytes_sent"] > first["payload_bytes_sent"]
+    assert threading.active_count() >= 1
+
+
+@pytest.mark.parametrize("start_method", ["fork"])
+def test_a_forked_data_loader_does_not_touch_the_sockets(start_method: str, tmp_path: Path) -> None:
+    done = _script(
+        FORGETFUL.replace("for _ in range(4):", f"""
+loader = torch.utils.data.DataLoader(list(range(8)), num_workers=2, multiprocessing_context={start_method!r})
+for _ in loader:""").replace("optimizer.step()\n", "optimizer.step()\nprint('done')\n"),
+        tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("done") == 16

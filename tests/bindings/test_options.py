@@ -1,0 +1,76 @@
+"""Bad options are errors at start-up; ranks that differ are named."""
+
+from __future__ import annotations
+
+import pytest
+import torch.distributed as dist
+import torch_distro
+from ranks import fail
+
+
+def _nothing(rank: int, size: int) -> bool:
+    return True
+
+
+@pytest.mark.parametrize(
+    ("env", "says"),
+    [
+        ({"DISTRO_K": "0"}, ["DISTRO_K=0", "1 to 4096"]),
+        ({"DISTRO_MODUS": "dense"}, ["DISTRO_MODUS", "DISTRO_MODE"]),
+        ({"DISTRO_MODE": "demo"}, ["DISTRO_MODE=demo", "not available yet", "auto, weights, dense"]),
+    ],
+)
+def test_a_bad_variable_is_a_value_error_that_lists_what_is_allowed(env: dict[str, str], says: list[str]) -> None:
+    for error in fail(2, _nothing, env=env):
+        assert error.kind == "OptionError"
+        for part in says:
+            assert part in error.message
+
+
+def _different(rank: int, size: int, path: str) -> bool:
+    options = torch_distro.Options(k=6 + rank // 2, threads=rank + 1)
+    dist.init_process_group(
+        "distro", init_method=f"file://{path}", rank=rank, world_size=size, pg_options=options
+    )
+    return True
+
+
+def test_different_options_are_an_error_on_every_rank_that_names_the_ranks(tmp_path) -> None:  # noqa: ANN001
+    for error in fail(3, _different, f"{tmp_path}/store", backend=None):
+        assert error.kind == "DistBackendError"
+        assert "k: ranks 0, 1 have 6; rank 2 has 7" in error.message
+        assert "threads" not in error.message
+
+
+def _foreign(rank: int, size: int, path: str) -> bool:
+    dist.init_process_group(
+        "distro",
+        init_method=f"file://{path}",
+        rank=rank,
+        world_size=size,
+        pg_options=dist.ProcessGroupGloo._Options(),
+    )
+    return True
+
+
+def test_options_of_another_backend_are_refused(tmp_path) -> None:  # noqa: ANN001
+    assert "torch_distro.Options" in fail(1, _foreign, f"{tmp_path}/store", backend=None)[0].message
+
+
+def _beyond_loopback(rank: int, size: int) -> bool:
+    return True
+
+
+def test_binding_beyond_loopback_is_refused_with_the_way_out() -> None:
+    errors = fail(2, _beyond_loopback, env={"DISTRO_BIND": "0.0.0.0", "DISTRO_ADVERTISE": "127.0.0.1"})
+    assert any("DISTRO_INSECURE=1" in error.message for error in errors)
+
+
+def test_option_errors_are_value_errors() -> None:
+    from torch_distro._extension import extension
+
+    assert issubclass(extension().OptionError, ValueError)
+    with pytest.raises(ValueError, match="Allowed"):
+        extension().check_options({"DISTRO_DELAY": "2"}, {})
+    with pytest.raises(TypeError):
+        torch_distro.Options(6)  # type: ignore[misc]

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <atomic>
+#include <string>
+#include <thread>
+
+namespace distro::transport::test {
+
+/// A relay of TCP connections on loopback that can break them.
+class Proxy {
+ public:
+  /// `target`: tcp://127.0.0.1:port
+  explicit Proxy(const std::string& target);
+  ~Proxy();
+  Proxy(const Proxy&) = delete;
+  Proxy& operator=(const Proxy&) = delete;
+
+  [[nodiscard]] std::string endpoint() const;
+  /// Break the connections that stand; new ones are relayed again.
+  void cut() { ++cuts_; }
+  /// Break them, and accept none any more.
+  void cut_for_good() {
+    dead_ = true;
+    cut();
+  }
+
+ private:
+  void run();
+  void relay(int client, int server, int generation);
+
+  int listener_ = -1;
+  unsigned short port_ = 0;
+  unsigned short target_port_ = 0;
+  std::atomic<int> cuts_{0};
+  std::atomic<bool> dead_{false};
+  std::atomic<bool> stop_{false};
+  std::thread thread_;
+};
+
+}  // namespace distro::transport::test
