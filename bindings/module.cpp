@@ -164,7 +164,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       module, "ProcessGroupDistro")
       .def(py::init(
                [](std::shared_ptr<Group> group, const c10::intrusive_ptr<c10d::Backend>& inner) {
-                 return c10::make_intrusive<ProcessGroupDistro>(std::move(group), inner);
+                 return c10::make_intrusive<ProcessGroupDistro>(std::move(group),
+                                                                distro::c10d_backend::share(inner));
                }),
            py::arg("group"), py::arg("inner"))
       .def_property_readonly("group", &ProcessGroupDistro::group);

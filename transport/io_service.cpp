@@ -7,8 +7,8 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <condition_variable>
 #include <exception>
-#include <future>
 #include <system_error>
 #include <utility>
 
@@ -149,18 +149,29 @@ void IoService::post(std::function<void()> task) {
 }
 
 void IoService::run(const std::function<void()>& task) {
-  // Shared: the I/O thread may still be inside set_value when this one has returned.
-  const auto done = std::make_shared<std::promise<void>>();
-  auto result = done->get_future();
-  post([&task, done] {
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool done = false;
+  std::exception_ptr error;
+  post([&] {
+    // The handler is left before the caller hears of the error, so that the caller alone ends the
+    // exception.
+    std::exception_ptr caught;
     try {
       task();
-      done->set_value();
     } catch (...) {
-      done->set_exception(std::current_exception());
+      caught = std::current_exception();
     }
+    const std::lock_guard lock(mutex);
+    error = std::move(caught);
+    done = true;
+    changed.notify_one();
   });
-  result.get();
+  std::unique_lock lock(mutex);
+  changed.wait(lock, [&] { return done; });
+  if (error) {
+    std::rethrow_exception(error);
+  }
 }
 
 zmq::context_t& IoService::context() noexcept { return state_->context; }

@@ -51,7 +51,12 @@ void set_socket_options(zmq::socket_t& socket, const ChannelConfig& config, bool
   // goodbye for instance.
   socket.set(opt::linger, 0);
   socket.set(opt::sndhwm, kQueuedFrames);
-  socket.set(opt::rcvhwm, kQueuedFrames);
+  // A DEALER whose input has stopped at a full queue while ZeroMQ reconnects it ends the whole
+  // process (libzmq issue 3937), so its queue has no limit; the session's window bounds what an
+  // honest peer sends, and this rank chose whom it dials. Strangers reach the ROUTER only, which
+  // ZeroMQ never reconnects.
+  const bool dials = socket.get(opt::type) == ZMQ_DEALER;
+  socket.set(opt::rcvhwm, dials ? 0 : kQueuedFrames);
   socket.set(opt::maxmsgsize, static_cast<std::int64_t>(config.chunk_bytes) + kFrameAllowance);
   socket.set(opt::heartbeat_ivl, keepalive);
   socket.set(opt::heartbeat_timeout, kMissedHeartbeats * keepalive);

@@ -1,8 +1,8 @@
 #pragma once
 
 #include <memory>
-#include <torch/csrc/distributed/c10d/Backend.hpp>
 
+#include "backend/c10d/inner_backend.h"
 #include "backend/exchange/exact.h"
 #include "backend/exchange/group.h"
 
@@ -12,7 +12,7 @@ namespace distro::c10d_backend {
 /// summed in fp32.
 class InnerCollectives : public exchange::ExactCollectives {
  public:
-  InnerCollectives(c10::intrusive_ptr<c10d::Backend> inner, std::shared_ptr<exchange::Group> group)
+  InnerCollectives(InnerBackend inner, std::shared_ptr<exchange::Group> group)
       : inner_(std::move(inner)), group_(std::move(group)) {}
 
   void mean(std::span<const plugins::TensorView> tensors) override;
@@ -21,7 +21,7 @@ class InnerCollectives : public exchange::ExactCollectives {
  private:
   void count(const at::Tensor& tensor);
 
-  const c10::intrusive_ptr<c10d::Backend> inner_;
+  const InnerBackend inner_;
   const std::shared_ptr<exchange::Group> group_;
 };
 

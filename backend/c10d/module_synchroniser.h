@@ -72,7 +72,7 @@ class ModuleSynchroniser {
   void with_views(Use&& use);
 
   const std::shared_ptr<exchange::Group> group_;
-  const c10::intrusive_ptr<c10d::Backend> inner_;
+  const InnerBackend inner_;
   const std::vector<at::Tensor> parameters_;
   exchange::WeightsExchange exchange_;
   std::atomic<bool> backward_done_{false};  // a synchronised backward since the last sync point

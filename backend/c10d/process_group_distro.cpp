@@ -44,8 +44,7 @@ Options summing(Options options) {
 
 }  // namespace
 
-ProcessGroupDistro::ProcessGroupDistro(std::shared_ptr<exchange::Group> group,
-                                       c10::intrusive_ptr<c10d::Backend> inner)
+ProcessGroupDistro::ProcessGroupDistro(std::shared_ptr<exchange::Group> group, InnerBackend inner)
     : Backend(group->rank(), group->world_size()),
       group_(std::move(group)),
       inner_(std::move(inner)) {

@@ -6,6 +6,7 @@
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 #include <vector>
 
+#include "backend/c10d/inner_backend.h"
 #include "backend/exchange/group.h"
 
 namespace distro::c10d_backend {
@@ -18,12 +19,11 @@ namespace distro::c10d_backend {
 class ProcessGroupDistro : public c10d::Backend {
  public:
   /// `inner` runs what stays exact; it has the same ranks as `group`.
-  ProcessGroupDistro(std::shared_ptr<exchange::Group> group,
-                     c10::intrusive_ptr<c10d::Backend> inner);
+  ProcessGroupDistro(std::shared_ptr<exchange::Group> group, InnerBackend inner);
   ~ProcessGroupDistro() override;
 
   [[nodiscard]] const std::shared_ptr<exchange::Group>& group() const noexcept { return group_; }
-  [[nodiscard]] const c10::intrusive_ptr<c10d::Backend>& inner() const noexcept { return inner_; }
+  [[nodiscard]] const InnerBackend& inner() const noexcept { return inner_; }
 
   const std::string getBackendName() const override { return "distro"; }
 
@@ -98,7 +98,7 @@ class ProcessGroupDistro : public c10d::Backend {
                                                std::vector<at::Tensor> outputs) const;
 
   const std::shared_ptr<exchange::Group> group_;
-  const c10::intrusive_ptr<c10d::Backend> inner_;
+  const InnerBackend inner_;
 };
 
 }  // namespace distro::c10d_backend

@@ -91,7 +91,9 @@ _attachments: weakref.WeakKeyDictionary[nn.Module, Attachment] = weakref.WeakKey
 # Parameters' owners by id, for optimizers and for average(); pruned when the module goes.
 _owners: dict[int, weakref.ReferenceType[Attachment]] = {}
 # Optimizers whose parameters have been looked at, with how many parameter groups they had then.
-_seen_optimizers: weakref.WeakKeyDictionary[torch.optim.Optimizer, int] = weakref.WeakKeyDictionary()
+_seen_optimizers: weakref.WeakKeyDictionary[torch.optim.Optimizer, int] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def trainable(module: DistributedDataParallel) -> list[tuple[str, nn.Parameter]]:
@@ -170,7 +172,9 @@ def _after_optimizer_step(optimizer: torch.optim.Optimizer, _args: object, _kwar
         return
     _seen_optimizers[optimizer] = len(groups)
     sharded = any(kind.__name__ == "ZeroRedundancyOptimizer" for kind in type(optimizer).__mro__)
-    for attachment in _attachments_of(parameter for group in groups for parameter in group["params"]):
+    for attachment in _attachments_of(
+        parameter for group in groups for parameter in group["params"]
+    ):
         if sharded:
             attachment.leave("ZeroRedundancyOptimizer shards the optimizer's step")
         elif attachment.synchroniser is not None:
@@ -271,7 +275,11 @@ def average(module: nn.Module) -> None:
         torch.distributed.DistBackendError: a rank is dead, late, or does something else.
     """
     attachment = _owner_of(module)
-    if attachment is not None and attachment.synchroniser is not None and not attachment.script_hook:
+    if (
+        attachment is not None
+        and attachment.synchroniser is not None
+        and not attachment.script_hook
+    ):
         attachment.synchroniser.average()
         return
     if not dist.is_available() or not dist.is_initialized():
@@ -279,7 +287,11 @@ def average(module: nn.Module) -> None:
     group = getattr(module, "process_group", None) or dist.group.WORLD
     with torch.no_grad():
         for parameter in module.parameters():
-            wide = parameter.float() if parameter.dtype in (torch.float16, torch.bfloat16) else parameter
+            wide = (
+                parameter.float()
+                if parameter.dtype in (torch.float16, torch.bfloat16)
+                else parameter
+            )
             dist.all_reduce(wide, group=group)
             parameter.copy_(wide / dist.get_world_size(group))
 
@@ -301,7 +313,9 @@ def resync(module: nn.Module) -> None:
 def _synchroniser_of(module: nn.Module) -> Any:  # noqa: ANN401
     attachment = _owner_of(module)
     if attachment is None or attachment.synchroniser is None:
-        raise ValueError("this module is not in weights mode: wrap it in DistributedDataParallel on a distro group")
+        raise ValueError(
+            "this module is not in weights mode: wrap it in DistributedDataParallel on a distro group"
+        )
     return attachment.synchroniser
 
 
@@ -346,7 +360,9 @@ def load_state_dict(module: nn.Module, state: dict[str, Any]) -> None:
     for part in ("reference", "residual"):
         if set(state[part]) != set(attachment.names):
             differing = sorted(set(state[part]) ^ set(attachment.names))
-            raise ValueError(f"the state has other parameters than the module: {', '.join(differing)}")
+            raise ValueError(
+                f"the state has other parameters than the module: {', '.join(differing)}"
+            )
     synchroniser.load(
         [state["reference"][name] for name in attachment.names],
         [state["residual"][name] for name in attachment.names],

@@ -98,5 +98,3 @@ def _at_exit() -> None:
     for group in _groups:
         group.close()
     write()
-
-

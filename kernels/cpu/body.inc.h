@@ -126,33 +126,36 @@ void restore(DType dtype, void* x, const float* w, const float* r, std::size_t n
   }
 }
 
-/// Largest magnitude, as the bits of an unsigned integer of the element's size.
+/// Largest magnitude, as the bits of a signed integer of the element's size (baseline x86 compares
+/// no unsigned vectors).
 template <class Bits>
-Bits largest_magnitude(const void* __restrict x_memory, std::size_t n) {
-  constexpr auto kMask = static_cast<Bits>(static_cast<Bits>(~Bits{0}) >> 1);
+Bits largest_magnitude(const void* __restrict x_memory, std::size_t n, Bits mask) {
   const auto* __restrict x = static_cast<const unsigned char*>(x_memory);
   Bits largest = 0;
   for (std::size_t i = 0; i < n; ++i) {
     Bits element;
     __builtin_memcpy(&element, x + i * sizeof(Bits), sizeof(Bits));
-    const auto magnitude = static_cast<Bits>(element & kMask);
+    const auto magnitude = static_cast<Bits>(element & mask);
     largest = magnitude > largest ? magnitude : largest;
   }
   return largest;
 }
 
 bool finite(DType dtype, const void* x, std::size_t n) noexcept {
-  constexpr std::uint32_t kLimit = __builtin_bit_cast(std::uint32_t, kLargestWeight);
-  constexpr auto kLimit64 = __builtin_bit_cast(std::uint64_t, static_cast<double>(kLargestWeight));
+  constexpr auto kLimit = __builtin_bit_cast(std::int32_t, kLargestWeight);
+  constexpr auto kLimit64 = __builtin_bit_cast(std::int64_t, static_cast<double>(kLargestWeight));
+  constexpr std::int16_t kMask16 = 0x7fff;
+  constexpr std::int32_t kMask32 = 0x7fffffff;
+  constexpr std::int64_t kMask64 = 0x7fffffffffffffff;
   switch (dtype) {
     case DType::f32:
-      return largest_magnitude<std::uint32_t>(x, n) < kLimit;
+      return largest_magnitude(x, n, kMask32) < kLimit;
     case DType::f64:
-      return largest_magnitude<std::uint64_t>(x, n) < kLimit64;
+      return largest_magnitude(x, n, kMask64) < kLimit64;
     case DType::f16:
-      return largest_magnitude<std::uint16_t>(x, n) < 0x7c00U;
+      return largest_magnitude(x, n, kMask16) < 0x7c00;
     case DType::bf16:
-      return largest_magnitude<std::uint16_t>(x, n) < (kLimit >> 16);
+      return largest_magnitude(x, n, kMask16) < (kLimit >> 16);
   }
   return false;
 }
@@ -201,8 +204,9 @@ std::int32_t largest_of(const float* __restrict r, std::size_t n) {
 }
 
 /// A bound >= least that k or more of the values reach, exactly k unless values tie there; `least`
-/// if fewer than k reach it. Bisection, because counting is what vectors do best.
-std::int32_t bound_of_largest(const std::int32_t* __restrict values, std::size_t n, std::size_t k,
+/// if fewer than k reach it. Bisection, because counting is what vectors do best. Only reads; with a
+/// const pointer GCC 12 fears that the callers' arrays are unwritten.
+std::int32_t bound_of_largest(std::int32_t* __restrict values, std::size_t n, std::size_t k,
                               std::int32_t least) {
   const auto wanted = static_cast<std::int32_t>(k);
   std::int32_t largest = 0;
@@ -231,9 +235,9 @@ std::int32_t bound_of_largest(const std::int32_t* __restrict values, std::size_t
 
 /// Of c ascending candidates, all of magnitude `least` or more, the k largest, ties to the lowest
 /// index.
-std::size_t choose(const std::uint16_t* __restrict candidate,
-                   const std::int32_t* __restrict magnitude, std::size_t c, std::size_t k,
-                   std::int32_t least, std::uint16_t* __restrict index) {
+std::size_t choose(const std::uint16_t* __restrict candidate, std::int32_t* __restrict magnitude,
+                   std::size_t c, std::size_t k, std::int32_t least,
+                   std::uint16_t* __restrict index) {
   const std::int32_t bound = c <= k ? least : bound_of_largest(magnitude, c, k, least);
   std::size_t larger = 0;
   for (std::size_t i = 0; i < c; ++i) {

@@ -56,9 +56,13 @@ def train(
 
 def wrapped(seed: int = 0, **options: object) -> DistributedDataParallel:
     torch.manual_seed(seed)
-    return DistributedDataParallel(Mixed(unused=bool(options.get("find_unused_parameters"))), **options)
+    return DistributedDataParallel(
+        Mixed(unused=bool(options.get("find_unused_parameters"))), **options
+    )
 
 
 def flat(module: nn.Module) -> torch.Tensor:
     """All trainable weights, as fp64 on one line."""
-    return torch.cat([p.detach().double().flatten() for p in module.parameters() if p.requires_grad])
+    return torch.cat(
+        [p.detach().double().flatten() for p in module.parameters() if p.requires_grad]
+    )

@@ -17,6 +17,8 @@ import torch.multiprocessing as mp
 
 TIMEOUT_SECONDS = 60
 
+PRELOADED = ["torch", "torch.distributed.optim", "torch._dynamo", "torch_distro._modules"]
+
 
 def _child(
     rank: int,
@@ -30,6 +32,7 @@ def _child(
     arguments: tuple[Any, ...],
 ) -> None:
     os.environ.update(env)
+    dist.set_debug_level_from_env()
     torch.set_num_threads(1)
     try:
         if backend:
@@ -45,7 +48,9 @@ def _child(
             dist.destroy_process_group()
         queue.put(pickle.dumps((rank, result, None)))
     except BaseException as error:
-        queue.put(pickle.dumps((rank, None, (type(error).__name__, str(error), traceback.format_exc()))))
+        queue.put(
+            pickle.dumps((rank, None, (type(error).__name__, str(error), traceback.format_exc())))
+        )
 
 
 class RankError(AssertionError):
@@ -69,7 +74,9 @@ def launch(
 
     Fails when a rank is still running after `deadline` seconds: a hang is a failure by itself.
     """
-    context = mp.get_context("spawn")
+    # A server that has torch loaded forks the ranks: each starts in milliseconds instead of seconds.
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
     queue = context.SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
         processes = [
@@ -119,7 +126,9 @@ def run(size: int, function: Callable[..., Any], *arguments: Any, **options: Any
     return outcome
 
 
-def fail(size: int, function: Callable[..., Any], *arguments: Any, **options: Any) -> list[RankError]:  # noqa: ANN401
+def fail(
+    size: int, function: Callable[..., Any], *arguments: Any, **options: Any
+) -> list[RankError]:  # noqa: ANN401
     """Errors of all ranks, by rank; fails if one has none."""
     outcome = launch(size, function, *arguments, **options)
     for rank, result in enumerate(outcome):

@@ -13,12 +13,19 @@ import torch_distro._extension as extension
 
 
 def _run(code: str, path: Path) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(path), os.environ.get("PYTHONPATH", "")])}
-    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(path), os.environ.get("PYTHONPATH", "")]),
+    }
+    return subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120
+    )
 
 
 @pytest.mark.parametrize("version", ["2.10.1", "2.16.0", "3.0.0+cu130"])
-def test_an_unsupported_torch_is_named_with_the_fix(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unsupported_torch_is_named_with_the_fix(
+    version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch, "__version__", version)
     with pytest.raises(extension.AdapterError, match="supports torch 2.11 to 2.15") as caught:
         extension.adapter_name()
@@ -30,13 +37,17 @@ def test_another_minor_is_named_with_the_fix(monkeypatch: pytest.MonkeyPatch) ->
     built = extension.adapter_name().removeprefix("_c10d_").replace("_", ".")
     other = "2.12.0" if built != "2.12" else "2.13.0"
     monkeypatch.setattr(torch, "__version__", other)
-    with pytest.raises(extension.AdapterError, match=f"built for torch .*{built}.*this is torch {other}"):
+    with pytest.raises(
+        extension.AdapterError, match=f"built for torch .*{built}.*this is torch {other}"
+    ):
         extension.adapter_name()
 
 
 def test_a_missing_torch_is_named_with_the_fix(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('no torch here')\n")
-    done = _run("import torch_distro; print(torch_distro.__version__); torch_distro.stats", tmp_path)
+    done = _run(
+        "import torch_distro; print(torch_distro.__version__); torch_distro.stats", tmp_path
+    )
     assert done.stdout.strip() == "0.1.0"
     assert done.returncode != 0
     assert "torch" in done.stderr

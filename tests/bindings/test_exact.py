@@ -15,7 +15,9 @@ from ranks import run
 from torch.nn.parallel import DistributedDataParallel
 
 
-def _tensor(rank: int, shape: tuple[int, ...] = (5, 3), dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def _tensor(
+    rank: int, shape: tuple[int, ...] = (5, 3), dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
     values = torch.randn(shape, generator=torch.Generator().manual_seed(rank)) * 10
     return values.to(dtype)
 
@@ -167,9 +169,19 @@ def _dense_ddp(rank: int, size: int, backend: str, options: dict[str, bool]) -> 
     return flat(module)
 
 
-@pytest.mark.parametrize("options", [{}, {"gradient_as_bucket_view": True}, {"find_unused_parameters": True}, {"static_graph": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"gradient_as_bucket_view": True},
+        {"find_unused_parameters": True},
+        {"static_graph": True},
+    ],
+)
 def test_dense_mode_trains_ddp_as_gloo_does_bit_for_bit(options: dict[str, bool]) -> None:
-    call: Callable[..., list[torch.Tensor]] = functools.partial(run, 2, _dense_ddp, env={"DISTRO_MODE": "dense"})
+    call: Callable[..., list[torch.Tensor]] = functools.partial(
+        run, 2, _dense_ddp, env={"DISTRO_MODE": "dense"}
+    )
     distro = call("distro", options)
     gloo = call("gloo", options)
     assert torch.equal(distro[0], distro[1])
@@ -190,5 +202,3 @@ def fail_some(function: Callable[..., object]) -> list:
     from ranks import RankError, launch
 
     return [outcome for outcome in launch(2, function) if isinstance(outcome, RankError)]
-
-

