@@ -222,22 +222,26 @@ def main() -> None:
     history = train(args, model, own, text, rank)
 
     writes = rank == 0 or not together
-    mine = counters(args, own) | {
-        "rank": rank,
-        "train_loss": statistics.fmean(history.train[-50:]),
-        "step_seconds_median": statistics.median(history.seconds),
-    }
     val_loss = evaluate(own, text.validation) if writes else math.nan
     history.validation.append((args.steps, val_loss))
     if args.backend == "distro":
         import torch_distro
 
         torch_distro.average(model)  # the last act: what is still unsent reaches all ranks
-    val_loss_average = evaluate(own, text.validation) if writes and together else None
+    mine = counters(args, own) | {
+        "rank": rank,
+        "train_loss": statistics.fmean(history.train[-50:]),
+        "step_seconds_median": statistics.median(history.seconds),
+    }
     everyone: list[Any] = [mine]
     if together:
         everyone = [None] * ranks
         dist.all_gather_object(everyone, mine)
+    val_loss_average = evaluate(own, text.validation) if writes and together else None
+    if together:
+        # Gloo's threads outlive the group, and one that still frees a tensor of Python's while the
+        # interpreter ends aborts the process. All wait here for rank 0, by a barrier: it has none.
+        dist.barrier()
         dist.destroy_process_group()
     if args.out and writes:
         result = {

@@ -9,7 +9,7 @@ namespace {
 
 // How long to wait for the channel to say who died when the inner backend's error names nobody.
 // Shorter blames nobody, longer delays the error.
-constexpr std::chrono::milliseconds kPatience{2000};
+constexpr std::chrono::milliseconds kPatience{1000};
 
 [[noreturn]] void fail(const std::string& message) { C10_THROW_ERROR(DistBackendError, message); }
 

@@ -82,7 +82,14 @@ void ExactWork::synchronize() { wait(); }
 bool ExactWork::wait(std::chrono::milliseconds timeout) {
   bool done = false;
   if (!completed_by_wait_) {
-    translate(*group_, operation_, [&] { done = inner_->wait(timeout); });
+    try {
+      done = inner_->wait(timeout);
+    } catch (...) {
+      if (!future_->completed()) {  // the wait itself timed out; otherwise the future has the
+                                    // error, translated
+        std::rethrow_exception(translated(*group_, operation_, std::current_exception()));
+      }
+    }
     future_->waitAndThrow();
     return done;
   }

@@ -28,10 +28,10 @@ def _kill_soon(delay: float) -> None:
 def _train_until_killed(rank: int, size: int, victim: int, delay: float) -> float:
     if rank == victim:
         _kill_soon(delay)
-    module = wrapped()
     start = time.monotonic()
-    optimizer = torch.optim.AdamW(module.parameters())
     try:
+        module = wrapped()
+        optimizer = torch.optim.AdamW(module.parameters())
         while time.monotonic() < start + 60:
             train(module, optimizer, batches(rank, 1))
     except dist.DistBackendError as error:

@@ -182,7 +182,7 @@ def test_a_forked_data_loader_does_not_touch_the_sockets(start_method: str, tmp_
     done = _script(
         FORGETFUL.replace("for _ in range(4):", f"""
 loader = torch.utils.data.DataLoader(list(range(8)), num_workers=2, multiprocessing_context={start_method!r})
-for _ in loader:""").replace("optimizer.step()\n", "optimizer.step()\nprint('done')\n"),
+for _ in loader:""").replace("optimizer.step()\n", "optimizer.step()\n    print('done')\n"),
         tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

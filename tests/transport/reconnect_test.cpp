@@ -36,7 +36,10 @@ struct ProxiedPair {
 };
 
 TEST(Reconnect, NothingIsLostOrDoubledWhenConnectionsBreak) {
-  ProxiedPair pair([](ChannelConfig& options) { options.window_bytes = 1 << 20; });
+  ProxiedPair pair([](ChannelConfig& options) {
+    options.window_bytes = 1 << 20;
+    options.inbox_bytes = 2 << 20;  // so that most is still to come when a connection breaks
+  });
   constexpr std::uint64_t kMessages = 40;
   constexpr std::size_t kSize = 1 << 20;
   const auto exchange = [&](std::size_t self) {
