@@ -61,10 +61,10 @@ Peer* Mesh::find(std::uint32_t rank) noexcept {
   return rank < peers_.size() ? peers_[rank].get() : nullptr;
 }
 
-void Mesh::send(int peer, SharedBytes message) {
+void Mesh::send(int peer, const SharedBytes& message) {
   Peer* to = find(static_cast<std::uint32_t>(peer));
   if (to != nullptr && !to->finished() && !closing_) {
-    to->session.queue(std::move(message));
+    to->session.queue(message);
   }
 }
 

@@ -31,7 +31,7 @@ class Mesh final : public IoHandler {
   [[nodiscard]] const std::string& endpoint() const noexcept { return acceptor_->endpoint(); }
 
   void connect(std::vector<PeerAddress> addresses);
-  void send(int peer, SharedBytes message);
+  void send(int peer, const SharedBytes& message);
   /// The inbox has room again for the peer's messages.
   void resume(int peer);
   /// Tell all peers that `culprit` is lost.

@@ -17,7 +17,7 @@ SendWindow::SendWindow(std::size_t chunk_bytes, std::size_t window_bytes,
                        Clock::duration resend_after)
     : chunk_bytes_(chunk_bytes), window_bytes_(window_bytes), resend_after_(resend_after) {}
 
-void SendWindow::queue(SharedBytes message) {
+void SendWindow::queue(const SharedBytes& message) {
   const std::size_t size = message->size();
   std::size_t offset = 0;
   do {

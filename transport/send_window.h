@@ -17,7 +17,7 @@ class SendWindow {
  public:
   SendWindow(std::size_t chunk_bytes, std::size_t window_bytes, Clock::duration resend_after);
 
-  void queue(SharedBytes message);
+  void queue(const SharedBytes& message);
   void queue_goodbye();
 
   /// The peer reads no more: forget all that it has not acknowledged.

@@ -20,7 +20,7 @@ class Session {
  public:
   Session(const ChannelConfig& config, std::uint64_t own_session, std::uint64_t peer_session);
 
-  void queue(SharedBytes message) { window_.queue(std::move(message)); }
+  void queue(const SharedBytes& message) { window_.queue(message); }
   void queue_goodbye() { window_.queue_goodbye(); }
   void discard_outgoing() noexcept { window_.discard(); }
 

@@ -112,8 +112,8 @@ void ZmqChannel::send(int peer, SharedBytes message) {
         parts_->config.max_message_bytes));
   }
   parts_->inbox.check_can_send(peer);
-  parts_->service->post([mesh = parts_->mesh.get(), peer, message = std::move(message)]() mutable {
-    mesh->send(peer, std::move(message));
+  parts_->service->post([mesh = parts_->mesh.get(), peer, message = std::move(message)] {
+    mesh->send(peer, message);
   });
 }
 

@@ -204,8 +204,8 @@ std::int32_t largest_of(const float* __restrict r, std::size_t n) {
 }
 
 /// A bound >= least that k or more of the values reach, exactly k unless values tie there; `least`
-/// if fewer than k reach it. Bisection, because counting is what vectors do best. Only reads; with a
-/// const pointer GCC 12 fears that the callers' arrays are unwritten.
+/// if fewer than k reach it. Bisection, because counting is what vectors do best. Only reads; with
+/// a const pointer GCC 12 fears that the callers' arrays are unwritten.
 std::int32_t bound_of_largest(std::int32_t* __restrict values, std::size_t n, std::size_t k,
                               std::int32_t least) {
   const auto wanted = static_cast<std::int32_t>(k);

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import torch_distro
 
 TIMEOUT_SECONDS = 60
 
@@ -27,6 +28,7 @@ def _child(
     path: str,
     env: dict[str, str],
     timeout: float,
+    options: dict[str, Any] | None,
     queue: Any,  # noqa: ANN401
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
@@ -42,6 +44,7 @@ def _child(
                 rank=rank,
                 world_size=size,
                 timeout=datetime.timedelta(seconds=timeout),
+                pg_options=torch_distro.Options(**options) if options else None,
             )
         result = function(rank, size, *arguments)
         if dist.is_initialized():
@@ -68,6 +71,7 @@ def launch(
     backend: str | None = "distro",
     env: dict[str, str] | None = None,
     timeout: float = TIMEOUT_SECONDS,
+    options: dict[str, Any] | None = None,
     deadline: float = 120.0,
 ) -> list[Any | RankError | None]:
     """Result or error of each rank; None where a rank died without a word.
@@ -89,6 +93,7 @@ def launch(
                     f"{folder}/store",
                     env or {},
                     timeout,
+                    options,
                     queue,
                     function,
                     arguments,

@@ -7,6 +7,7 @@
 #include <array>
 #include <cstdio>
 #include <exception>
+#include <filesystem>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -84,6 +85,9 @@ RankProcess::RankProcess(const ChannelConfig& config, const Body& body) {
 RankProcess::~RankProcess() {
   kill();
   ::waitpid(pid_, nullptr, 0);
+  if (address_.endpoint.rfind("ipc://", 0) == 0) {  // a killed process leaves its directory
+    std::filesystem::remove_all(std::filesystem::path(address_.endpoint.substr(6)).parent_path());
+  }
   ::close(from_child_);
   ::close(to_child_);
 }

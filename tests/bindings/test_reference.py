@@ -1,0 +1,139 @@
+"""The installed backend against a reference of the whole step in numpy: W, R and x over 50 steps of random moves.
+
+In fp32 the reference follows the codec's order of operations and must give its very bits; in fp64 it is the mathematics.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch_distro
+from ranks import run
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
+from reference_step import reference_run
+
+STEPS = 50
+SHAPES: list[tuple[int, ...]] = [
+    (70, 130),
+    (130,),
+    (),
+    (4096,),
+    (3, 5000),
+    (3,),
+    (2, 3, 4),
+    (70000,),
+]
+
+
+class Shapes(nn.Module):
+    """Parameters of all shapes whose gradient is irrelevant: the test moves them itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = np.random.default_rng(7)
+        self.all = nn.ParameterList(
+            torch.tensor(generator.standard_normal(shape), dtype=torch.float32) for shape in SHAPES
+        )
+
+    def forward(self) -> torch.Tensor:
+        return torch.stack([parameter.sum() for parameter in self.all]).sum()
+
+
+def moves(rank: int, step: int) -> list[np.ndarray]:
+    """What the optimizer of a rank does in a step, fp32; the third tensor moves in a few steps only."""
+    generator = np.random.default_rng((rank, step))
+    drawn = [0.01 * generator.standard_normal(shape).astype(np.float32) for shape in SHAPES]
+    if step % 5:
+        drawn[3] = np.zeros_like(drawn[3])
+    return [np.asarray(move, np.float32) for move in drawn]
+
+
+Snapshot = list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
+def _steps(rank: int, size: int) -> list[Snapshot]:
+    """W, R and x of every parameter after each exchange."""
+    module = DistributedDataParallel(Shapes())
+    snapshots = []
+    for step in range(STEPS + 1):
+        loss = module()  # the exchange of the last step's move
+        if step > 0:
+            state = torch_distro.state_dict(module)
+            snapshots.append(
+                [
+                    (reference.numpy(), residual.numpy(), parameter.detach().numpy().copy())
+                    for reference, residual, parameter in zip(
+                        state["reference"].values(),
+                        state["residual"].values(),
+                        module.parameters(),
+                        strict=True,
+                    )
+                ]
+            )
+        loss.backward()
+        with torch.no_grad():
+            for parameter, move in zip(module.parameters(), moves(rank, step), strict=True):
+                parameter += torch.from_numpy(move)
+    return snapshots
+
+
+@pytest.mark.parametrize("delay", [0, 1])
+@pytest.mark.parametrize(
+    ("ranks", "k", "value_bits", "gain", "share"),
+    [
+        (2, 6, 1, 1.41421356, None),
+        (3, 6, 1, 1.0, None),
+        (2, 100, 1, 2.0, 0.25),
+        (2, 6, 32, 1.0, None),
+        (2, 4096, 32, 1.0, None),
+        (2, 4096, 1, 1.0, 0.0),
+    ],
+)
+def test_steps_are_those_of_the_reference(
+    ranks: int, k: int, value_bits: int, gain: float, share: float | None, delay: int
+) -> None:
+    options = {"k": k, "value_bits": value_bits, "gain": gain, "delay": delay}
+    actual = run(ranks, _steps, options={**options, "share": "auto" if share is None else share})
+    start = [parameter.detach().numpy() for parameter in Shapes().parameters()]
+    # With a sign for every weight, rounding decides the signs of residuals near zero: fp64 decides others.
+    dtypes = (np.float32,) if (k, value_bits) == (4096, 1) else (np.float32, np.float64)
+    for dtype in dtypes:
+        x = [[tensor.astype(dtype) for tensor in start] for _ in range(ranks)]
+        for steps in (1, 2, 7, STEPS):
+            here = [[tensor.copy() for tensor in tensors] for tensors in x]
+            drawn = [[moves(rank, step) for rank in range(ranks)] for step in range(steps)]
+            expected = reference_run(
+                here,
+                drawn,
+                delay=delay,
+                gain=gain,
+                share=share,
+                k=k,
+                value_bits=value_bits,
+                dtype=dtype,
+            )
+            for rank in range(ranks):
+                for tensor, (w, r, weights) in enumerate(actual[rank][steps - 1]):
+                    for name, got, want in (
+                        ("W", w, expected[rank].w[tensor]),
+                        ("R", r, expected[rank].r[tensor]),
+                        ("x", weights, here[rank][tensor]),
+                    ):
+                        off = np.abs(got.reshape(-1) - want.reshape(-1))
+                        where = f"{name} of tensor {tensor} on rank {rank} after {steps} steps"
+                        if dtype is np.float32:
+                            assert not off.any(), f"{where}: not the same bits, {off.max()}"
+                            continue
+                        # fp64 decides a tie of fp32 magnitudes the other way now and then: that entry, and a scale that
+                        # it has part in, are off by a quantum. All the others agree to rounding.
+                        assert (off > 2e-5).mean() < 1e-2, (
+                            f"{where}: {(off > 2e-5).sum()} entries off"
+                        )
+                        assert off.max(initial=0.0) < 0.1, f"{where}: off by {off.max()}"
