@@ -42,7 +42,7 @@ class RunWriter {
   double magnitudes_ = 0.0;
 };
 
-/// Writes and reads the body of the `weights` codec's record (docs/protocol-record.md). Stateless
+/// Writes and reads the body of the `weights` codec's record (docs/protocol.md). Stateless
 /// but for the layout that it derives from the geometry once, so all of it may run on any number of
 /// threads.
 class RecordCoder {

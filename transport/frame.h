@@ -9,7 +9,7 @@
 
 namespace distro::transport {
 
-// Every byte of a frame is described in docs/protocol-session.md; change both together.
+// Every byte of a frame is described in docs/protocol.md; change both together.
 
 inline constexpr std::uint8_t kMagic = 0xD7;
 inline constexpr std::uint8_t kProtocolVersion = 1;

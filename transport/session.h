@@ -14,7 +14,7 @@ namespace distro::transport {
 
 /// Exactly-once, in-order messages to and from one peer over a carrier that may lose frames when
 /// its connection breaks. A state machine without sockets, clocks or threads of its own: the owner
-/// hands in frames and the time, and carries away what next_frame returns. docs/protocol-session.md
+/// hands in frames and the time, and carries away what next_frame returns. docs/protocol.md
 /// describes it. One thread.
 class Session {
  public:

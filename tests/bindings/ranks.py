@@ -133,7 +133,7 @@ def run(size: int, function: Callable[..., Any], *arguments: Any, **options: Any
 
 def fail(
     size: int, function: Callable[..., Any], *arguments: Any, **options: Any
-) -> list[RankError]:  # noqa: ANN401
+) -> list[RankError]:
     """Errors of all ranks, by rank; fails if one has none."""
     outcome = launch(size, function, *arguments, **options)
     for rank, result in enumerate(outcome):

@@ -33,7 +33,7 @@ TEST(Frame, ComesBackAsItWas) {
   EXPECT_EQ(parsed.frame->payload.size(), 100U);
 }
 
-// The layout of docs/protocol-session.md, byte by byte.
+// The layout of docs/protocol.md, byte by byte.
 TEST(Frame, HasTheDocumentedBytes) {
   const auto bytes = encoded(data_header(), 3);
   const std::vector<int> expected = {0xD7, 1,    3,    3,                             //
