@@ -198,7 +198,9 @@ void set(Options& options, const Entry& entry, std::string_view shown, std::stri
 Options resolve_options(const StringMap& environment, const StringMap& overrides) {
   Options options;
   options.isa = kernels::best_isa();
-  for (const auto& [variable, text] : environment) {
+  for (const auto& setting : environment) {
+    const std::string& variable = setting.first;
+    const std::string& text = setting.second;
     if (!variable.starts_with("DISTRO_")) {
       continue;
     }

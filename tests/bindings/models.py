@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -54,11 +56,14 @@ def train(
     return losses
 
 
-def wrapped(seed: int = 0, **options: object) -> DistributedDataParallel:
-    torch.manual_seed(seed)
-    return DistributedDataParallel(
-        Mixed(unused=bool(options.get("find_unused_parameters"))), **options
-    )
+_seeding = threading.Lock()  # the seed is the process's; ranks may be threads
+
+
+def wrapped(seed: int = 0, **options: Any) -> DistributedDataParallel:
+    with _seeding:
+        torch.manual_seed(seed)
+        model = Mixed(unused=bool(options.get("find_unused_parameters")))
+    return DistributedDataParallel(model, **options)
 
 
 def flat(module: nn.Module) -> torch.Tensor:
