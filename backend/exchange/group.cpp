@@ -59,7 +59,8 @@ void Group::broadcast(transport::Bytes message) {
       channel_->send(peer, shared);
       counters_.payload_bytes_sent.fetch_add(shared->size(), std::memory_order_relaxed);
     } catch (const transport::PeerLeft&) {
-      // It has ended normally and needs no more from us. Whether we still need something from it shows when we take it.
+      // It has ended normally and needs no more from us. Whether we still need something from it
+      // shows when we take it.
     }
   }
 }
@@ -108,7 +109,7 @@ void Group::close() noexcept {
 
 void Group::log(transport::LogLevel level, std::string_view message) const noexcept {
   try {
-    transport::log(level, fmt::format("[rank {}] {}", rank(), message));
+    transport::log(level, fmt::format("[distro rank {}] {}", rank(), message));
   } catch (...) {
     transport::log(level, message);
   }

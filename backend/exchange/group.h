@@ -66,7 +66,7 @@ class Group {
   void close() noexcept;
   [[nodiscard]] bool closed() const noexcept { return closed_; }
 
-  /// "[rank 2] message" to the log.
+  /// "[distro rank 2] message" to the log.
   void log(transport::LogLevel level, std::string_view message) const noexcept;
 
  private:

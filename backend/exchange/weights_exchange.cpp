@@ -101,6 +101,20 @@ void by_tile(const plugins::TensorView& tensor, Use&& use) {
   }
 }
 
+std::optional<std::size_t> first_non_finite(WeightsExchange::Views x,
+                                            const kernels::KernelTable& kernel) {
+  for (std::size_t tensor = 0; tensor < x.size(); ++tensor) {
+    bool finite = true;
+    by_tile(x[tensor], [&](const void* values, std::size_t, std::size_t n) {
+      finite = finite && kernel.finite(x[tensor].dtype, values, n);
+    });
+    if (!finite) {
+      return tensor;
+    }
+  }
+  return std::nullopt;
+}
+
 // Body of a begin message: how many exchanges the rank has sent (a resumed one: in its earlier
 // life), and its first non-finite tensor, if there is one.
 std::vector<std::byte> begin_body(std::uint64_t exchanges, std::optional<std::size_t> non_finite) {
@@ -298,8 +312,36 @@ std::vector<Letter> WeightsExchange::introduce(std::optional<std::size_t> non_fi
   return letters;
 }
 
-void WeightsExchange::begin(Views x, ExactCollectives& exact) {
+// Runs one of the collective functions. After an error the ranks may stand at different places of
+// it, so that the module cannot go on: whoever tries gets the first error again instead of a wait
+// for records that never come.
+template <typename Step>
+void WeightsExchange::guarded(Step&& step) {
   const std::lock_guard lock(mutex_);
+  if (failed_) {
+    std::rethrow_exception(failed_);
+  }
+  try {
+    step();
+  } catch (...) {
+    failed_ = std::current_exception();
+    throw;
+  }
+}
+
+void WeightsExchange::begin(Views x, ExactCollectives& exact) {
+  guarded([&] { begin_locked(x, exact); });
+}
+
+void WeightsExchange::sync(Views x, ExactCollectives& exact, float gain) {
+  guarded([&] { sync_locked(x, exact, gain); });
+}
+
+void WeightsExchange::average(Views x, ExactCollectives& exact) {
+  guarded([&] { average_locked(x, exact); });
+}
+
+void WeightsExchange::begin_locked(Views x, ExactCollectives& exact) {
   const auto adopt = [&] {
     std::optional<std::size_t> non_finite;
     group_->arena().execute([&] { non_finite = codec_.begin(x); });
@@ -417,7 +459,11 @@ void WeightsExchange::take_mean(Views x, ExactCollectives& exact) {
   std::optional<std::size_t> non_finite;
   group_->arena().execute([&] { non_finite = codec_.begin(x); });
   if (non_finite) {
-    fail_non_finite(*non_finite);
+    throw ExchangeError(
+        fmt::format("rank {}: the mean of the ranks' weights is not finite (inf or nan) in "
+                    "parameter {} at {}: some "
+                    "rank's weights are not. All ranks stop; resume from a checkpoint.",
+                    group_->rank(), specs_[*non_finite].name, where(number_)));
   }
   share_left_ = 0.0F;
   marked_ = false;
@@ -438,8 +484,7 @@ void WeightsExchange::watch_move(double mean_move) {
   usual_move_ = usual_move_ == 0.0 ? mean_move : 0.9 * usual_move_ + 0.1 * mean_move;
 }
 
-void WeightsExchange::sync(Views x, ExactCollectives& exact, float gain) {
-  const std::lock_guard lock(mutex_);
+void WeightsExchange::sync_locked(Views x, ExactCollectives& exact, float gain) {
   auto& counters = group_->counters();
   std::optional<Exchange> due;
   if (in_flight_) {
@@ -512,10 +557,17 @@ void WeightsExchange::mark() {
   marked_ = begun_;  // before the beginning there is nothing to undo
 }
 
-void WeightsExchange::average(Views x, ExactCollectives& exact) {
-  const std::lock_guard lock(mutex_);
-  send(MessageKind::average, 0, number_, 0.0F, {});
-  take_all(MessageKind::average, number_);
+void WeightsExchange::average_locked(Views x, ExactCollectives& exact) {
+  const auto non_finite = first_non_finite(x, kernels::table(group_->options().isa));
+  const auto tensor = static_cast<std::uint32_t>(non_finite.value_or(0));
+  const auto body =
+      non_finite ? std::as_bytes(std::span(&tensor, 1)) : std::span<const std::byte>{};
+  send(MessageKind::average, non_finite ? kNonFinite : std::uint16_t{0}, number_, 0.0F, body);
+  const auto letters = take_all(MessageKind::average, number_);
+  if (non_finite) {
+    fail_non_finite(*non_finite);
+  }
+  check_finite(letters);
   if (in_flight_) {
     // It is in every rank's x already, by the part that its rank applies; the mean replaces it.
     collect(number_);

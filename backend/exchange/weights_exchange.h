@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -92,6 +93,11 @@ class WeightsExchange {
 
   struct Exchange;  // what all ranks sent under one number
 
+  template <typename Step>
+  void guarded(Step&& step);
+  void begin_locked(Views x, ExactCollectives& exact);
+  void sync_locked(Views x, ExactCollectives& exact, float gain);
+  void average_locked(Views x, ExactCollectives& exact);
   std::vector<Letter> introduce(std::optional<std::size_t> non_finite);
   void send(MessageKind kind, std::uint16_t flags, std::uint64_t exchange, float gain,
             std::span<const std::byte> body);
@@ -115,6 +121,7 @@ class WeightsExchange {
 
   mutable std::mutex mutex_;  // guards everything below
   plugins::WeightsCodec codec_;
+  std::exception_ptr failed_;  // the first error of a collective function
   bool begun_ = false;
   bool loaded_ = false;              // W and R come from a checkpoint
   bool marked_ = false;              // the script has overwritten weights

@@ -63,6 +63,20 @@ TEST(Fault, ANonFiniteFirstWeightIsAnErrorOnAllRanks) {
   expect_all(errors, {"rank 0", "non-finite weight", "tensor2"});
 }
 
+TEST(Fault, ANonFiniteWeightInAverageIsAnErrorOnAllRanksAndStaysOne) {
+  const auto errors = run_ranks({.options = {{"transport", "inproc"}}}, [&](Rank& rank) {
+    rank.exchange->begin(rank.views(), *rank.exact);
+    rank.sync();
+    if (rank.rank == 1) {
+      rank.weights[0][5] = std::numeric_limits<float>::infinity();
+    }
+    EXPECT_THROW(rank.exchange->average(rank.views(), *rank.exact), ExchangeError);
+    rank.weights[0][5] = 0.0F;
+    rank.sync();  // a module that has failed does not go on
+  });
+  expect_all(errors, {"rank 1", "non-finite weight", "tensor0"});
+}
+
 TEST(Fault, ADriftedReferenceIsFoundAtTheNextExchange) {
   const auto errors =
       run_ranks({.ranks = 3, .options = {{"transport", "inproc"}}}, [&](Rank& rank) {
