@@ -1,7 +1,8 @@
-"""Bytes of an exchange for the parameters of GPT-2 small: all 148 tensors, norms and biases included.
+"""Bytes of an exchange for GPT-2 small: all 148 tensors, norms and biases included.
 
-Two or more real processes exchange random moves through the installed backend. Prints JSON: the payload (records,
-headers included) against the gradients in fp32 and bf16, and what ZeroMQ was given against the payload.
+Two or more real processes exchange random moves through the installed backend. Prints JSON: the
+payload (records, headers included) against the gradients in fp32 and bf16, and what ZeroMQ was
+given against the payload.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Step time of the quick start's training with distro against gloo, interleaved in one run on this machine's loopback.
+"""Step time of the quick start's training with distro against gloo, on this machine's loopback.
 
-One set of processes holds a model on either backend and takes turns: some steps with gloo, some with distro, and some without any
-communication, again and again, so that whatever else the machine does hits all alike. Prints JSON: medians in seconds, the
-ratios, and where a step of distro goes (encode, decode, wait: of the backend's own clocks).
+The two are interleaved in one run. One set of processes holds a model on either backend and takes
+turns: some steps with gloo, some with distro, and some without any communication, again and again,
+so that whatever else the machine does hits all alike. Prints JSON: medians in seconds, the ratios,
+and where a step of distro goes (encode, decode, wait: of the backend's own clocks).
 """
 
 from __future__ import annotations

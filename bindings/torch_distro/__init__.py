@@ -2,7 +2,8 @@
 
 ``torch.distributed.init_process_group("distro")`` needs no import of this package: torch finds the
 backend by its entry points. Import it for what goes beyond: :func:`average` before the last
-evaluation, :func:`stats`, :class:`Options` for ``pg_options``, :func:`resync` after editing weights.
+evaluation, :func:`stats`, :class:`Options` for ``pg_options``, :func:`resync` after editing
+weights.
 
 Importing the package imports no torch, so that torch can load it while torch itself is loading.
 """

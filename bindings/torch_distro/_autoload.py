@@ -6,7 +6,10 @@ import warnings
 
 
 def autoload() -> None:
-    """Register the backend at the end of ``import torch``; whatever fails is a warning, never an error."""
+    """Register the backend at the end of ``import torch``.
+
+    Whatever fails is a warning, never an error.
+    """
     try:
         register()
     except Exception as error:

@@ -18,8 +18,8 @@ NAME = "distro"
 def register() -> None:
     """Make ``distro`` known to torch.distributed. Idempotent.
 
-    Warns, once, when the package was not built for this torch; the backend is registered even so, and
-    ``init_process_group("distro")`` then raises the same message as an error.
+    Warns, once, when the package was not built for this torch; the backend is registered even so,
+    and ``init_process_group("distro")`` then raises the same message as an error.
     """
     if not dist.is_available() or NAME.upper() in dist.Backend._plugins:
         return
@@ -47,7 +47,8 @@ def create(group: Any, pg_options: object = None) -> Any:  # noqa: ANN401 - torc
 
     if pg_options is not None and not isinstance(pg_options, Options):
         raise TypeError(
-            f"pg_options of the distro backend is a torch_distro.Options, not a {type(pg_options).__name__}"
+            "pg_options of the distro backend is a torch_distro.Options, "
+            f"not a {type(pg_options).__name__}"
         )
     overrides = pg_options.overrides() if pg_options else {}
     rank, size, timeout = group.group_rank, group.group_size, group.timeout
@@ -67,7 +68,7 @@ def _gloo(
     store: dist.Store, rank: int, size: int, timeout: datetime.timedelta, address: str
 ) -> dist.ProcessGroupGloo:
     """The backend of what stays exact, on the same address as the exchange."""
-    options = dist.ProcessGroupGloo._Options()
+    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._timeout = timeout
     options._devices = [_gloo_device(address or "127.0.0.1")]
     options._threads = 2

@@ -24,7 +24,8 @@ def adapter_name() -> str:
     """Name of the adapter for the installed torch.
 
     Raises:
-        AdapterError: torch is missing, not supported, or another minor than this package was built for.
+        AdapterError: torch is missing, not supported, or another minor than this package was built
+            for.
     """
     try:
         import torch

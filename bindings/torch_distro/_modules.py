@@ -1,8 +1,9 @@
 """How wrapped modules of an unchanged script are found and kept in step.
 
-When the first distro group is made, ``DistributedDataParallel.__init__`` is wrapped (a class attribute, so that it works
-whatever the script imported before). Each DDP module on a distro group then gets a forward-pre hook, the one place
-where it is exchanged, and a communication hook that hands its gradient buckets back as they are.
+When the first distro group is made, ``DistributedDataParallel.__init__`` is wrapped (a class
+attribute, so that it works whatever the script imported before). Each DDP module on a distro group
+then gets a forward-pre hook, the one place where it is exchanged, and a communication hook that
+hands its gradient buckets back as they are.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ _seen_optimizers: weakref.WeakKeyDictionary[torch.optim.Optimizer, int] = (
 
 def trainable(module: DistributedDataParallel) -> list[tuple[str, nn.Parameter]]:
     """The parameters that DDP reduces: trainable, each once (tied ones by their first name)."""
-    ignored = getattr(module, "parameters_to_ignore", set())
+    ignored: set[str] = getattr(module, "parameters_to_ignore", set())
     return [
         (name, parameter)
         for name, parameter in module.module.named_parameters()
@@ -211,7 +212,10 @@ def _wrap_hook(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _wrap_edit(original: Callable[..., Any]) -> Callable[..., Any]:
-    """A method after which the weights of the module (or of one that it is a part of) are not what the exchange left."""
+    """A method after which the weights are not what the exchange left.
+
+    They are those of the module, or of one that it is a part of.
+    """
 
     def edit(self: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         result = original(self, *args, **kwargs)
@@ -265,8 +269,9 @@ def modules_of(group: Any) -> list[dict[str, Any]]:  # noqa: ANN401
 def average(module: nn.Module) -> None:
     """Replace the weights by their exact mean over all ranks, in place.
 
-    The last act of a training, before the last evaluation and the save: a rank's own weights carry its unsent moves, the
-    mean does not. Training may go on afterwards. On a module that is not in weights mode it is an exact mean as well.
+    The last act of a training, before the last evaluation and the save: a rank's own weights carry
+    its unsent moves, the mean does not. Training may go on afterwards. On a module that is not in
+    weights mode it is an exact mean as well.
 
     Args:
         module: the DDP module (or the module in it). Collective: every rank of its group calls it.
@@ -297,9 +302,10 @@ def average(module: nn.Module) -> None:
 
 
 def resync(module: nn.Module) -> None:
-    """Ask for a resync: this rank has edited the weights, and all ranks take the exact mean at their next exchange.
+    """Ask for a resync: this rank has edited the weights.
 
-    Not a collective: one rank may call it alone. ``load_state_dict`` asks by itself.
+    All ranks take the exact mean at their next exchange. Not a collective: one rank may call it
+    alone. ``load_state_dict`` asks by itself.
 
     Args:
         module: the DDP module, the module in it, or a part of that.
@@ -314,23 +320,26 @@ def _synchroniser_of(module: nn.Module) -> Any:  # noqa: ANN401
     attachment = _owner_of(module)
     if attachment is None or attachment.synchroniser is None:
         raise ValueError(
-            "this module is not in weights mode: wrap it in DistributedDataParallel on a distro group"
+            "this module is not in weights mode: "
+            "wrap it in DistributedDataParallel on a distro group"
         )
     return attachment.synchroniser
 
 
 def state_dict(module: nn.Module) -> dict[str, Any]:
-    """The exchange's state of this rank: what a per-rank resume needs beside the script's own checkpoint.
+    """The exchange's state of this rank.
 
-    The script's checkpoint, usually rank 0's, knows nothing of what the other ranks have moved and not sent yet. Save this on every
-    rank, at the same step, in a file of its own.
+    It is what a per-rank resume needs beside the script's own checkpoint: that one, usually rank
+    0's, knows nothing of what the other ranks have moved and not sent yet. Save this on every rank,
+    at the same step, in a file of its own.
 
     Args:
         module: a DDP module in weights mode. Not a collective.
 
     Returns:
-        ``reference`` and ``residual`` (W and R by parameter name, fp32, in the parameters' shapes; R holds an exchange in
-        flight, too), ``exchanges`` (count), ``share`` (weights are W + share * R).
+        ``reference`` and ``residual`` (W and R by parameter name, fp32, in the parameters' shapes;
+        R holds an exchange in flight, too), ``exchanges`` (count), ``share`` (weights are
+        W + share * R).
 
     Raises:
         ValueError: the module is not in weights mode.
@@ -348,7 +357,8 @@ def load_state_dict(module: nn.Module, state: dict[str, Any]) -> None:
     """Take up what :func:`state_dict` gave; leaves the weights at W + share * R.
 
     Args:
-        module: the same DDP module, wrapped again, before its first training forward. On every rank, or on none.
+        module: the same DDP module, wrapped again, before its first training forward. On every
+            rank, or on none.
         state: this rank's own, saved at the same step as the others'.
 
     Raises:

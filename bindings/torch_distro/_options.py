@@ -10,17 +10,19 @@ from typing import Literal
 class Options:
     """Options of one process group; what is given here wins over the DISTRO_ variables.
 
-    Pass as ``init_process_group("distro", pg_options=torch_distro.Options(k=16))``. Values are checked
-    when the group is made (a ``ValueError`` lists what is allowed), and all ranks must pass the same.
+    Pass as ``init_process_group("distro", pg_options=torch_distro.Options(k=16))``. Values are
+    checked when the group is made (a ``ValueError`` lists what is allowed), and all ranks must pass
+    the same.
 
     Args:
-        mode: ``auto`` (``weights`` where a wrapped module is found, exact elsewhere), ``weights``, ``dense``
-            (everything exact).
+        mode: ``auto`` (``weights`` where a wrapped module is found, exact elsewhere), ``weights``,
+            ``dense`` (everything exact).
         k: entries kept of each 4096 weights, 1 to 4096.
-        gain: what the mean of the ranks' moves is multiplied by: ``auto`` (square root of the number of
-            ranks for optimizers that normalise, 1 for SGD) or a number.
+        gain: what the mean of the ranks' moves is multiplied by: ``auto`` (square root of the
+            number of ranks for optimizers that normalise, 1 for SGD) or a number.
         delay: 1: an exchange travels during the next step; 0: each step waits for it.
-        share: weight of a rank's unsent moves in its own weights: ``auto`` (gain / ranks) or 0 to 1.
+        share: weight of a rank's unsent moves in its own weights: ``auto`` (gain / ranks) or 0 to
+            1.
         value_bits: 1 (sign and shared scale) or 32 (exact values).
         transport: ``tcp``, ``ipc`` (ranks of one host), ``inproc`` (ranks that are threads).
         topology: ``mesh``.

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-# Every group that is open, or whose counters are to be written at exit; the one list of this package's groups.
+# Every group that is open, or whose counters are to be written at exit; the one list of this
+# package's groups.
 _groups: list[Any] = []
 _owner = os.getpid()
 
@@ -47,13 +48,14 @@ def stats(group: dist.ProcessGroup | None = None) -> dict[str, Any]:
         group: a process group of the distro backend; the default group if not given.
 
     Returns:
-        A dict of plain numbers and text. Bytes: ``gradient_bytes`` (what dense training would have reduced, in
-        the gradients' dtype), ``payload_bytes_sent`` / ``received`` (records, once for each receiver),
-        ``socket_bytes_sent`` / ``received`` (all that ZeroMQ was given and gave), ``exact_bytes`` (handed to the
-        inner backend). Counts: ``exchanges``, ``reductions``, ``exact``, ``resent_frames``, ``reconnects``,
-        ``resyncs``, ``participants``. Seconds: ``encode_seconds``, ``decode_seconds``, ``wait_seconds``.
-        ``reference_checksum``: of the reference weights, equal on all ranks. ``modules``: a list of dicts with
-        ``name``, ``mode`` and ``reason``.
+        A dict of plain numbers and text. Bytes: ``gradient_bytes`` (what dense training would have
+        reduced, in the gradients' dtype), ``payload_bytes_sent`` / ``received`` (records, once for
+        each receiver), ``socket_bytes_sent`` / ``received`` (all that ZeroMQ was given and gave),
+        ``exact_bytes`` (handed to the inner backend). Counts: ``exchanges``, ``reductions``,
+        ``exact``, ``resent_frames``, ``reconnects``, ``resyncs``, ``participants``. Seconds:
+        ``encode_seconds``, ``decode_seconds``, ``wait_seconds``. ``reference_checksum``: of the
+        reference weights, equal on all ranks. ``modules``: a list of dicts with ``name``, ``mode``
+        and ``reason``.
 
     Raises:
         ValueError: the group has no distro backend.
@@ -79,9 +81,10 @@ def _path_of(path: str, rank: int) -> Path:
 
 
 def write() -> None:
-    """Write the counters of each group that asked for it (DISTRO_STATS), one file a rank of its first group.
+    """Write the counters of each group that asked for it (DISTRO_STATS).
 
-    The first group's counters are at the top; those of further groups are a list under ``groups``.
+    One file a rank of its first group. The first group's counters are at the top; those of further
+    groups are a list under ``groups``.
     """
     snapshots = [(group.stats_path, _snapshot(group)) for group in _groups if group.stats_path]
     for path in {path for path, _ in snapshots}:

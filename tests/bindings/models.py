@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 class Mixed(nn.Module):
-    """Every kind of parameter: large, partial tiles, 1-D, 0-d, tied, frozen, (optionally) unused."""
+    """Every kind of parameter: large, partial tiles, 1-D, 0-d, tied, frozen, optionally unused."""
 
     def __init__(self, unused: bool = False) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ def train(
 _seeding = threading.Lock()  # the seed is the process's; ranks may be threads
 
 
-def wrapped(seed: int = 0, **options: Any) -> DistributedDataParallel:
+def wrapped(seed: int = 0, **options: Any) -> DistributedDataParallel:  # noqa: ANN401 - DDP's own
     with _seeding:
         torch.manual_seed(seed)
         model = Mixed(unused=bool(options.get("find_unused_parameters")))

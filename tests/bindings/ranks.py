@@ -78,7 +78,7 @@ def launch(
 
     Fails when a rank is still running after `deadline` seconds: a hang is a failure by itself.
     """
-    # A server that has torch loaded forks the ranks: each starts in milliseconds instead of seconds.
+    # A server that has torch loaded forks the ranks: each starts in milliseconds, not in seconds.
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     queue = context.SimpleQueue()
@@ -132,10 +132,14 @@ def run(size: int, function: Callable[..., Any], *arguments: Any, **options: Any
 
 
 def fail(
-    size: int, function: Callable[..., Any], *arguments: Any, **options: Any
+    size: int,
+    function: Callable[..., Any],
+    *arguments: Any,  # noqa: ANN401
+    **options: Any,  # noqa: ANN401
 ) -> list[RankError]:
     """Errors of all ranks, by rank; fails if one has none."""
-    outcome = launch(size, function, *arguments, **options)
-    for rank, result in enumerate(outcome):
+    errors: list[RankError] = []
+    for rank, result in enumerate(launch(size, function, *arguments, **options)):
         assert isinstance(result, RankError), f"rank {rank} did not fail: {result}"
-    return outcome
+        errors.append(result)
+    return errors

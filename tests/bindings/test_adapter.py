@@ -27,7 +27,7 @@ def test_an_unsupported_torch_is_named_with_the_fix(
     version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "__version__", version)
-    with pytest.raises(extension.AdapterError, match="supports torch 2.11 to 2.15") as caught:
+    with pytest.raises(extension.AdapterError, match=r"supports torch 2\.11 to 2\.15") as caught:
         extension.adapter_name()
     assert version in str(caught.value)
     assert "pip install" in str(caught.value)

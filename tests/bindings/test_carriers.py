@@ -1,4 +1,7 @@
-"""The same training over tcp, ipc (processes) and inproc (threads): the same reference at every step."""
+"""The same training over tcp, ipc (processes) and inproc (threads).
+
+All give the same reference at every step.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ def _threads(size: int) -> list[dict[str, Any]]:
     """Ranks that are threads, by the means with which torch tests its own collectives."""
     from torch.testing._internal.distributed.multi_threaded_pg import _install_threaded_pg
 
-    torch._C._distributed_c10d._set_thread_isolation_mode(True)
+    torch._C._distributed_c10d._set_thread_isolation_mode(True)  # type: ignore[attr-defined]
     _install_threaded_pg()
     store = dist.HashStore()
     results: dict[int, dict[str, Any]] = {}

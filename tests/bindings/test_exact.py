@@ -74,9 +74,11 @@ def _all_collectives(group: dist.ProcessGroup, rank: int, size: int) -> list[tor
 
 
 def _same_as_gloo(rank: int, size: int) -> bool:
-    gloo = dist.new_group(backend="gloo")
+    gloo, world = dist.new_group(backend="gloo"), dist.group.WORLD
+    assert isinstance(gloo, dist.ProcessGroup)
+    assert world is not None
     expected = _all_collectives(gloo, rank, size)
-    actual = _all_collectives(dist.group.WORLD, rank, size)
+    actual = _all_collectives(world, rank, size)
     assert len(expected) == len(actual)
     for left, right in zip(expected, actual, strict=True):
         assert torch.equal(left, right)
@@ -194,7 +196,7 @@ def _unequal(rank: int, size: int) -> bool:
 
 
 def test_monitored_barrier_names_the_missing_rank() -> None:
-    errors = [e for e in fail_some(_unequal)]
+    errors = fail_some(_unequal)
     assert "1" in errors[0].message
 
 

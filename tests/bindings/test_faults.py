@@ -20,9 +20,11 @@ SEED = int(os.environ.get("DISTRO_TEST_SEED", 0)) or random.SystemRandom().randr
 
 
 def _kill_soon(delay: float) -> None:
-    threading.Thread(
-        target=lambda: (time.sleep(delay), os.kill(os.getpid(), signal.SIGKILL)), daemon=True
-    ).start()
+    def kill() -> None:
+        time.sleep(delay)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=kill, daemon=True).start()
 
 
 def _train_until_killed(rank: int, size: int, victim: int, delay: float) -> float:
@@ -118,7 +120,10 @@ def _exception(rank: int, size: int) -> bool:
 
 def test_an_exception_in_one_ranks_script_is_an_error_on_the_others_that_names_it() -> None:
     outcome = launch(3, _exception, timeout=TIMEOUT)
-    assert outcome[0].kind == "KeyError"
-    for result in outcome[1:]:
+    first, *others = outcome
+    assert isinstance(first, RankError)
+    assert first.kind == "KeyError"
+    for result in others:
+        assert isinstance(result, RankError)
         assert result.kind == "DistBackendError"
         assert "rank 0" in result.message

@@ -50,8 +50,9 @@ def _several(rank: int, size: int) -> bool:
     pairs = [dist.new_group([0, 1], backend="distro"), dist.new_group([1, 2], backend="distro")]
     alone = [dist.new_group([r], backend="distro") for r in range(size)]
     everyone = dist.new_group(backend="distro")
+    groups: list[Any] = [*pairs, *alone, everyone]  # a marker where this rank is no member
     for _ in range(3):
-        for group in [*pairs, *alone, everyone]:
+        for group in groups:
             if dist.get_rank(group) >= 0:
                 x = torch.ones(2)
                 dist.all_reduce(x, group=group)
@@ -150,8 +151,9 @@ def test_a_script_that_forgets_to_destroy_its_group_ends_cleanly_and_writes_its_
 
 
 CONTRACT = [
-    "exchanges", "reductions", "exact", "gradient_bytes", "payload_bytes_sent", "payload_bytes_received",
-    "socket_bytes_sent", "socket_bytes_received", "exact_bytes", "encode_seconds", "decode_seconds", "wait_seconds",
+    "exchanges", "reductions", "exact", "gradient_bytes",
+    "payload_bytes_sent", "payload_bytes_received", "socket_bytes_sent", "socket_bytes_received",
+    "exact_bytes", "encode_seconds", "decode_seconds", "wait_seconds",
     "resent_frames", "reconnects", "resyncs", "participants", "reference_checksum", "modules",
 ]  # fmt: skip
 
@@ -181,7 +183,9 @@ def test_stats_have_what_the_contract_names_and_bytes_agree_between_ranks() -> N
 def test_a_forked_data_loader_does_not_touch_the_sockets(start_method: str, tmp_path: Path) -> None:
     done = _script(
         FORGETFUL.replace("for _ in range(4):", f"""
-loader = torch.utils.data.DataLoader(list(range(8)), num_workers=2, multiprocessing_context={start_method!r})
+loader = torch.utils.data.DataLoader(
+    list(range(8)), num_workers=2, multiprocessing_context={start_method!r}
+)
 for _ in loader:""").replace("optimizer.step()\n", "optimizer.step()\n    print('done')\n"),
         tmp_path,
     )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch.distributed as dist
 import torch_distro
@@ -40,7 +42,7 @@ def _different(rank: int, size: int, path: str) -> bool:
     return True
 
 
-def test_different_options_are_an_error_on_every_rank_that_names_the_ranks(tmp_path) -> None:  # noqa: ANN001
+def test_different_options_are_an_error_on_every_rank_that_names_the_ranks(tmp_path: Path) -> None:
     for error in fail(3, _different, f"{tmp_path}/store", backend=None):
         assert error.kind == "DistBackendError"
         assert "k: ranks 0, 1 have 6; rank 2 has 7" in error.message
@@ -53,12 +55,12 @@ def _foreign(rank: int, size: int, path: str) -> bool:
         init_method=f"file://{path}",
         rank=rank,
         world_size=size,
-        pg_options=dist.ProcessGroupGloo._Options(),
+        pg_options=dist.ProcessGroupGloo._Options(),  # type: ignore[attr-defined]
     )
     return True
 
 
-def test_options_of_another_backend_are_refused(tmp_path) -> None:  # noqa: ANN001
+def test_options_of_another_backend_are_refused(tmp_path: Path) -> None:
     assert "torch_distro.Options" in fail(1, _foreign, f"{tmp_path}/store", backend=None)[0].message
 
 

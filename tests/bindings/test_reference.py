@@ -1,6 +1,7 @@
-"""The installed backend against a reference of the whole step in numpy: W, R and x over 50 steps of random moves.
+"""The installed backend against a reference of the whole step in numpy.
 
-In fp32 the reference follows the codec's order of operations and must give its very bits; in fp64 it is the mathematics.
+W, R and x are compared over 50 steps of random moves. In fp32 the reference follows the codec's
+order of operations and must give its very bits; in fp64 it is the mathematics.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ class Shapes(nn.Module):
 
 
 def moves(rank: int, step: int) -> list[np.ndarray]:
-    """What the optimizer of a rank does in a step, fp32; the third tensor moves in a few steps only."""
+    """What the optimizer of a rank does in a step, fp32.
+
+    The tensor at index 3 moves in a few steps only.
+    """
     generator = np.random.default_rng((rank, step))
     drawn = [0.01 * generator.standard_normal(shape).astype(np.float32) for shape in SHAPES]
     if step % 5:
@@ -80,7 +84,7 @@ def _steps(rank: int, size: int) -> list[Snapshot]:
         loss.backward()
         with torch.no_grad():
             for parameter, move in zip(module.parameters(), moves(rank, step), strict=True):
-                parameter += torch.from_numpy(move)
+                parameter.add_(torch.from_numpy(move))
     return snapshots
 
 
@@ -102,7 +106,8 @@ def test_steps_are_those_of_the_reference(
     options = {"k": k, "value_bits": value_bits, "gain": gain, "delay": delay}
     actual = run(ranks, _steps, options={**options, "share": "auto" if share is None else share})
     start = [parameter.detach().numpy() for parameter in Shapes().parameters()]
-    # With a sign for every weight, rounding decides the signs of residuals near zero: fp64 decides others.
+    # With a sign for every weight, rounding decides the signs of residuals near zero: fp64 decides
+    # others.
     dtypes = (np.float32,) if (k, value_bits) == (4096, 1) else (np.float32, np.float64)
     for dtype in dtypes:
         x = [[tensor.astype(dtype) for tensor in start] for _ in range(ranks)]
@@ -131,8 +136,9 @@ def test_steps_are_those_of_the_reference(
                         if dtype is np.float32:
                             assert not off.any(), f"{where}: not the same bits, {off.max()}"
                             continue
-                        # fp64 decides a tie of fp32 magnitudes the other way now and then: that entry, and a scale that
-                        # it has part in, are off by a quantum. All the others agree to rounding.
+                        # fp64 decides a tie of fp32 magnitudes the other way now and then: that
+                        # entry, and a scale that it has part in, are off by a quantum. All the
+                        # others agree to rounding.
                         assert (off > 2e-5).mean() < 1e-2, (
                             f"{where}: {(off > 2e-5).sum()} entries off"
                         )

@@ -1,4 +1,7 @@
-"""`weights` mode under real DDP: what is exchanged, when, and that all ranks hold the same reference."""
+"""`weights` mode under real DDP: what is exchanged, when, and that all ranks agree.
+
+All hold the same reference.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ def adamw(module: nn.Module) -> torch.optim.Optimizer:
 
 
 def _every_step(
-    rank: int, size: int, options: dict[str, bool], dtype: torch.dtype
+    rank: int, size: int, options: dict[str, Any], dtype: torch.dtype
 ) -> dict[str, Any]:
     torch.manual_seed(0)
     model = Mixed(unused=bool(options.get("find_unused_parameters"))).to(dtype)
@@ -299,7 +302,8 @@ def _channels_last(rank: int, size: int) -> torch.Tensor:
         module(torch.randn(2, 3, 12, 12, generator=generator)).square().mean().backward()
         optimizer.step()
     torch_distro.average(module)
-    assert net[0].weight.is_contiguous(memory_format=torch.channels_last)
+    weight = net.get_parameter("0.weight")
+    assert weight.is_contiguous(memory_format=torch.channels_last)
     return flat(module)
 
 

@@ -1,9 +1,11 @@
-"""The whole `weights` step for n ranks in numpy, written from docs/algorithm ('weights mode, exactly') and not from the C++.
+"""The whole `weights` step for n ranks in numpy.
 
-Tests compare the C++ codec with this through the bindings. Standalone: needs numpy only.
+Written from docs/algorithm ('weights mode, exactly') and not from the C++. Tests compare the C++
+codec with this through the bindings. Standalone: needs numpy only.
 
-All arithmetic is in `dtype`: float64 is the mathematics; float32, for fp32 weights, follows the codec's order of operations
-and so should give its very bits. Weights of other dtypes are not modelled.
+All arithmetic is in `dtype`: float64 is the mathematics; float32, for fp32 weights, follows the
+codec's order of operations and so should give its very bits. Weights of other dtypes are not
+modelled.
 """
 
 from __future__ import annotations
@@ -25,13 +27,15 @@ class Entries:
 
 
 Record = list[Entries]  # one per tile, in tile order
+Exchange = tuple[list[Record], list[float], int, float]  # records, weights, own, gain
 
 
 def cut(sizes: list[int]) -> tuple[list[list[tuple[int, int, int]]], list[list[int]]]:
     """Tiles as lists of (tensor, begin, end), and runs as lists of tile numbers.
 
-    First every tensor of at least 4096 elements, on tiles of its own; then all smaller ones, one after the other, as if they
-    were one tensor. Runs: at most 16 tiles of one big tensor, or of the pool.
+    First every tensor of at least 4096 elements, on tiles of its own; then all smaller ones, one
+    after the other, as if they were one tensor. Runs: at most 16 tiles of one big tensor, or of the
+    pool.
     """
     tiles: list[list[tuple[int, int, int]]] = []
     runs: list[list[int]] = []
@@ -77,14 +81,23 @@ def largest(r: np.ndarray, k: int) -> np.ndarray:
 class ReferenceRank:
     """State and step of one rank. x is a list of numpy arrays of any shape, changed in place."""
 
-    def __init__(self, x: list[np.ndarray], k: int = 6, value_bits: int = 1, dtype=np.float64):
-        assert 1 <= k <= TILE and value_bits in (1, 32)
+    def __init__(
+        self,
+        x: list[np.ndarray],
+        k: int = 6,
+        value_bits: int = 1,
+        dtype: type[np.floating] = np.float64,
+    ) -> None:
+        assert 1 <= k <= TILE
+        assert value_bits in (1, 32)
         self.k, self.value_bits, self.dtype = k, value_bits, np.dtype(dtype)
         self.tiles, self.runs = cut([tensor.size for tensor in x])
         self.w = [tensor.astype(np.float32).astype(dtype).reshape(-1) for tensor in x]
         self.r = [np.zeros_like(w) for w in self.w]
 
-    def advance(self, x, due, share_before: float, share_after: float) -> Record:
+    def advance(
+        self, x: list[np.ndarray], due: Exchange | None, share_before: float, share_after: float
+    ) -> Record:
         """Delay 1. `due`: (records, weights, own, gain) of the last exchange, or None."""
         self._absorb(x, share_before)
         if due is not None:
@@ -93,12 +106,12 @@ class ReferenceRank:
         self._restore(x, share_after)
         return record
 
-    def encode(self, x, share_before: float) -> Record:
+    def encode(self, x: list[np.ndarray], share_before: float) -> Record:
         """Delay 0, first half."""
         self._absorb(x, share_before)
         return self._encode()
 
-    def settle(self, x, due, share_after: float) -> None:
+    def settle(self, x: list[np.ndarray], due: Exchange, share_after: float) -> None:
         """Delay 0, second half."""
         self.apply(*due)
         self._restore(x, share_after)
@@ -107,7 +120,7 @@ class ReferenceRank:
         """W += gain * sum of weight * q in participant order; R -= own q."""
         for number in range(len(self.tiles)):
             total = np.zeros(self._elements(number), self.dtype)
-            for record, weight in zip(records, weights):
+            for record, weight in zip(records, weights, strict=True):
                 entries = record[number]
                 total[entries.index] += self.dtype.type(weight) * entries.value
             w, r = self._gather(self.w, number), self._gather(self.r, number)
@@ -117,14 +130,14 @@ class ReferenceRank:
             self._scatter(self.w, number, w)
             self._scatter(self.r, number, r)
 
-    def _absorb(self, x, share: float) -> None:
+    def _absorb(self, x: list[np.ndarray], share: float) -> None:
         a = self.dtype.type(share)
-        for tensor, w, r in zip(x, self.w, self.r):
+        for tensor, w, r in zip(x, self.w, self.r, strict=True):
             r += tensor.reshape(-1).astype(self.dtype) - (w + a * r)
 
-    def _restore(self, x, share: float) -> None:
+    def _restore(self, x: list[np.ndarray], share: float) -> None:
         a = self.dtype.type(share)
-        for tensor, w, r in zip(x, self.w, self.r):
+        for tensor, w, r in zip(x, self.w, self.r, strict=True):
             tensor[...] = (w + a * r).reshape(tensor.shape)
 
     def _encode(self) -> Record:
@@ -161,21 +174,32 @@ class ReferenceRank:
             at += end - begin
 
 
-def reference_run(x, moves, *, delay=1, gain=1.0, share=None, k=6, value_bits=1, dtype=np.float64):
+def reference_run(
+    x: list[list[np.ndarray]],
+    moves: list[list[list[np.ndarray]]],
+    *,
+    delay: int = 1,
+    gain: float = 1.0,
+    share: float | None = None,
+    k: int = 6,
+    value_bits: int = 1,
+    dtype: type[np.floating] = np.float64,
+) -> list[ReferenceRank]:
     """Run n ranks over all steps of `moves` and return the ReferenceRanks.
 
     x: per rank the list of its tensors, equal at the beginning, changed in place.
     moves: per step and rank the list of what the optimizer adds to each tensor.
-    share: gain / n where None. All ranks weigh the same. At the end an exchange may be in flight (delay 1).
+    share: gain / n where None. All ranks weigh the same. At the end an exchange may be in flight
+    (delay 1).
     """
     n = len(x)
     share = gain / n if share is None else share
     weights = [1.0 / n] * n
     ranks = [ReferenceRank(tensors, k, value_bits, dtype) for tensors in x]
-    in_flight = None
+    in_flight: list[Record] | None = None
     for step in moves:
-        for tensors, move in zip(x, step):
-            for tensor, change in zip(tensors, move):
+        for tensors, move in zip(x, step, strict=True):
+            for tensor, change in zip(tensors, move, strict=True):
                 tensor += change
         if delay == 0:
             records = [rank.encode(x[i], share) for i, rank in enumerate(ranks)]
@@ -207,8 +231,8 @@ def _self_check() -> None:
                 for _ in range(6)
             ]
             ranks = reference_run(x, moves, delay=delay, gain=gain, k=k, value_bits=value_bits)
-            for tensors, rank in zip(x, ranks):
-                for tensor, w, r, first in zip(tensors, rank.w, rank.r, ranks[0].w):
+            for tensors, rank in zip(x, ranks, strict=True):
+                for tensor, w, r, first in zip(tensors, rank.w, rank.r, ranks[0].w, strict=True):
                     assert np.array_equal(w, first)
                     assert np.allclose(tensor.reshape(-1), w + gain / n * r)
                     if k == 4096 and delay == 0:
@@ -218,7 +242,8 @@ def _self_check() -> None:
                 expected = start[0].astype(np.float32) + gain / n * total
                 assert np.allclose(ranks[0].w[0], expected.reshape(-1), atol=1e-6)
 
-    assert to_bfloat16(1.00390625) == 1.0 and to_bfloat16(1.01171875) == 1.015625
+    assert to_bfloat16(1.00390625) == 1.0
+    assert to_bfloat16(1.01171875) == 1.015625
     assert list(largest(np.array([0, -2, 2, 1, -0.0, 2]), 2)) == [1, 2]
     print("reference_step: all checks passed")
 
