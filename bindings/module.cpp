@@ -103,19 +103,23 @@ void load(ModuleSynchroniser& synchroniser, const std::vector<at::Tensor>& refer
 
 std::shared_ptr<Group> join(const c10::intrusive_ptr<c10d::Store>& store, int rank, int world_size,
                             std::chrono::milliseconds timeout, const StringMap& overrides) {
-  const auto options =
-      distro::exchange::resolve_options(distro::exchange::distro_environment(), overrides);
-  std::shared_ptr<Group> group;
+  distro::c10d_backend::C10dStore blobs(store, timeout);
+  const distro::exchange::Identity identity{rank, world_size, timeout,
+                                            distro::c10d_backend::route_to(store)};
   try {
-    distro::c10d_backend::C10dStore blobs(store);
-    group = Group::join({rank, world_size, timeout, distro::c10d_backend::route_to(store)}, options,
-                        blobs);
+    const auto options =
+        distro::exchange::resolve_options(distro::exchange::distro_environment(), overrides);
+    return Group::join(identity, options, blobs);
+  } catch (const distro::exchange::OptionError& error) {
+    if (world_size > 1) {
+      distro::exchange::decline(blobs, identity, error.what());
+    }
+    throw;
   } catch (const distro::transport::TransportError& error) {
     C10_THROW_ERROR(DistBackendError, error.what());
   } catch (const distro::exchange::ExchangeError& error) {
     C10_THROW_ERROR(DistBackendError, error.what());
   }
-  return group;
 }
 
 }  // namespace
@@ -141,6 +145,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def_property_readonly("rank", &Group::rank)
       .def_property_readonly("world_size", &Group::world_size)
       .def_property_readonly("bind_address", &Group::bind_address)
+      .def_property_readonly("round", &Group::round)
       .def_property_readonly("closed", &Group::closed)
       .def_property_readonly("stats_path",
                              [](const Group& group) { return group.options().stats_path; })
@@ -182,8 +187,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def("go_exact", &ModuleSynchroniser::go_exact)
       .def("average", &ModuleSynchroniser::average, release_gil())
       .def_property_readonly("exact", &ModuleSynchroniser::exact)
-      .def_property_readonly("exchanges", &ModuleSynchroniser::exchanges)
-      .def_property_readonly("checksum", &ModuleSynchroniser::checksum)
+      .def_property_readonly("exchanges",
+                             py::cpp_function(&ModuleSynchroniser::exchanges, release_gil()))
+      .def_property_readonly("checksum",
+                             py::cpp_function(&ModuleSynchroniser::checksum, release_gil()))
       .def("state", &state_of)
       .def("load", &load, py::arg("reference"), py::arg("residual"), py::arg("exchanges"),
            py::arg("share"));

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "backend/c10d/errors.h"
+#include "backend/c10d/python_lock.h"
 
 namespace distro::c10d_backend {
 namespace {
@@ -77,7 +78,10 @@ int ExactWork::sourceRank() const { return inner_->sourceRank(); }
 
 std::vector<at::Tensor> ExactWork::result() { return inner_->result(); }
 
-void ExactWork::synchronize() { wait(); }
+void ExactWork::synchronize() {
+  const WithoutPythonLock without_lock;
+  wait();
+}
 
 bool ExactWork::wait(std::chrono::milliseconds timeout) {
   bool done = false;
@@ -115,6 +119,7 @@ void ExactWork::abort() { inner_->abort(); }
 
 c10::intrusive_ptr<c10::ivalue::Future> ExactWork::getFuture() {
   if (completed_by_wait_ && !future_->completed()) {
+    const WithoutPythonLock without_lock;  // torch asks for futures with the lock held
     wait();
   }
   return future_;

@@ -1,7 +1,6 @@
 #include "backend/c10d/module_synchroniser.h"
 
 #include <fmt/format.h>
-#include <torch/csrc/autograd/graph_task.h>
 
 #include <cmath>
 #include <utility>
@@ -60,7 +59,7 @@ void ModuleSynchroniser::attach(const std::shared_ptr<ModuleSynchroniser>& synch
 }
 
 template <typename Use>
-void ModuleSynchroniser::with_views(Use&& use) {
+void ModuleSynchroniser::with_views(Use&& use, bool writes) {
   const at::NoGradGuard no_grad;
   std::vector<plugins::TensorView> views;
   std::vector<std::pair<at::Tensor, at::Tensor>>
@@ -82,6 +81,9 @@ void ModuleSynchroniser::with_views(Use&& use) {
     views.push_back({memory.data_ptr(), *type, static_cast<std::size_t>(memory.numel())});
   }
   use(exchange::WeightsExchange::Views(views));
+  if (!writes) {
+    return;
+  }
   for (auto& [parameter, copy] : copies) {
     parameter.detach().copy_(copy);
   }
@@ -95,29 +97,40 @@ float ModuleSynchroniser::gain() const {
   if (group_->options().gain) {
     return static_cast<float>(*group_->options().gain);
   }
-  return normalises_.value_or(true) ? std::sqrt(static_cast<float>(group_->world_size())) : 1.0F;
+  if (!normalises_) {
+    return exchange::kGainUnknown;
+  }
+  return *normalises_ ? std::sqrt(static_cast<float>(group_->world_size())) : 1.0F;
 }
 
-void ModuleSynchroniser::sync_point() {
-  with_views([&](exchange::WeightsExchange::Views views) {
-    InnerCollectives exact(inner_, group_);
-    translate(*group_, "the exchange of weights", [&] { exchange_.sync(views, exact, gain()); });
-  });
+// Run a step that all ranks run; what fails on this rank alone is told to the others, which would
+// wait for it in vain.
+template <typename Step>
+void ModuleSynchroniser::together(const char* what, Step&& step) {
+  try {
+    translate(*group_, what, std::forward<Step>(step));
+  } catch (const std::exception& error) {
+    group_->abort(group_->rank(), error.what());
+    throw;
+  }
 }
 
 void ModuleSynchroniser::before_forward() {
   if (exact_) {
     return;
   }
-  if (!exchange_.begun()) {
-    with_views([&](exchange::WeightsExchange::Views views) {
-      InnerCollectives exact(inner_, group_);
-      translate(*group_, "the first exchange of weights", [&] { exchange_.begin(views, exact); });
-    });
-  }
-  if (backward_done_.exchange(false)) {
-    sync_point();
-  }
+  together("the exchange of weights", [&] {
+    InnerCollectives exact(inner_, group_);
+    if (!exchange_.begun()) {
+      with_views([&](exchange::WeightsExchange::Views views) { exchange_.begin(views, exact); });
+    }
+    if (backward_done_) {
+      with_views(
+          [&](exchange::WeightsExchange::Views views) { exchange_.sync(views, exact, gain()); });
+      backward_done_ =
+          false;  // only now: after an error the next forward meets the same error again
+    }
+  });
 }
 
 void ModuleSynchroniser::set_optimizer(bool normalises) {
@@ -137,13 +150,15 @@ void ModuleSynchroniser::mark() { exchange_.mark(); }
 void ModuleSynchroniser::go_exact() { exact_ = true; }
 
 void ModuleSynchroniser::average() {
-  with_views([&](exchange::WeightsExchange::Views views) {
+  together("average()", [&] {
     InnerCollectives exact(inner_, group_);
-    if (exact_) {
-      exact.mean(views);
-      return;
-    }
-    translate(*group_, "average()", [&] { exchange_.average(views, exact); });
+    with_views([&](exchange::WeightsExchange::Views views) {
+      if (exact_) {
+        exact.mean(views);
+      } else {
+        exchange_.average(views, exact);
+      }
+    });
   });
   backward_done_ = false;
 }
@@ -161,11 +176,6 @@ c10::intrusive_ptr<c10::ivalue::Future> ModuleSynchroniser::on_bucket(c10d::Grad
     group_->counters().exact_bytes.fetch_add(buffer.nbytes(), std::memory_order_relaxed);
     return future;
   }
-  if (torch::autograd::get_current_graph_task_id() < 0 && bucket.getIndex() == 0) {
-    // DDP's join(): this rank has run out of data and shadows the others' reductions without a
-    // forward of its own.
-    before_forward();
-  }
   group_->counters().reductions.fetch_add(1, std::memory_order_relaxed);
   if (bucket.isLast()) {
     backward_done_ = true;
@@ -178,7 +188,8 @@ c10::intrusive_ptr<c10::ivalue::Future> ModuleSynchroniser::on_bucket(c10d::Grad
 
 exchange::ModuleState ModuleSynchroniser::state() {
   exchange::ModuleState state;
-  with_views([&](exchange::WeightsExchange::Views views) { state = exchange_.state(views); });
+  with_views([&](exchange::WeightsExchange::Views views) { state = exchange_.state(views); },
+             /*writes=*/false);
   return state;
 }
 

@@ -64,12 +64,13 @@ class ModuleSynchroniser {
   void load(const exchange::ModuleState& state);
 
  private:
-  void sync_point();
+  template <typename Step>
+  void together(const char* what, Step&& step);
   [[nodiscard]] float gain() const;
   // Run `use` on views of the parameters' memory as it is now, in logical order; what it writes
-  // reaches the parameters.
+  // reaches the parameters (writes: it does write).
   template <typename Use>
-  void with_views(Use&& use);
+  void with_views(Use&& use, bool writes = true);
 
   const std::shared_ptr<exchange::Group> group_;
   const InnerBackend inner_;

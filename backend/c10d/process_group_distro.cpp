@@ -7,6 +7,7 @@
 
 #include "backend/c10d/errors.h"
 #include "backend/c10d/exact_work.h"
+#include "backend/c10d/python_lock.h"
 
 namespace distro::c10d_backend {
 namespace {
@@ -51,7 +52,10 @@ ProcessGroupDistro::ProcessGroupDistro(std::shared_ptr<exchange::Group> group, I
   init();
 }
 
-ProcessGroupDistro::~ProcessGroupDistro() { group_->close(); }
+ProcessGroupDistro::~ProcessGroupDistro() {
+  const WithoutPythonLock without_lock;  // closing may wait for peers
+  group_->close();
+}
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::exact(OpType operation, std::size_t bytes,
                                                    Tensors outputs, const Start& start,

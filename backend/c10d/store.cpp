@@ -45,8 +45,13 @@ void C10dStore::set(const std::string& key, const std::string& value) {
 }
 
 std::string C10dStore::get(const std::string& key) {
+  store_->wait({key}, timeout_);
   const auto value = store_->get(key);
   return {value.begin(), value.end()};
+}
+
+std::int64_t C10dStore::add(const std::string& key, std::int64_t amount) {
+  return store_->add(key, amount);
 }
 
 std::string route_to(const c10::intrusive_ptr<c10d::Store>& store) {

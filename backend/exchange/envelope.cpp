@@ -32,6 +32,29 @@ Value get(const std::byte*& in) {
   return value;
 }
 
+// What the kinds may carry (docs/protocol.md): sizes of bodies in bytes, and fields that must be 0.
+void check_kind(const Envelope& envelope, std::size_t body_bytes) {
+  constexpr std::size_t kIndexBytes = 4;
+  constexpr std::size_t kCountBytes = 8;
+  const bool non_finite = (envelope.flags & kNonFinite) != 0;
+  const bool step = envelope.kind == MessageKind::step;
+  const std::size_t least = envelope.kind == MessageKind::begin ? kCountBytes : 0;
+  const bool fixed = !(step && !non_finite) && envelope.kind != MessageKind::describe;
+  if (fixed && body_bytes != least + (non_finite ? kIndexBytes : 0)) {
+    throw EnvelopeError(
+        fmt::format("a body of {} bytes does not belong to its kind and flags", body_bytes));
+  }
+  const bool numbered = step || envelope.kind == MessageKind::average;
+  if ((!numbered && envelope.exchange != 0) || (step && envelope.exchange == 0) ||
+      (!step && envelope.gain != 0.0F) || envelope.gain < 0.0F) {
+    throw EnvelopeError("its exchange number or gain does not belong to its kind");
+  }
+  if ((!step && (envelope.flags & kAsksResync) != 0) ||
+      (envelope.kind == MessageKind::describe && non_finite)) {
+    throw EnvelopeError("its flags do not belong to its kind");
+  }
+}
+
 }  // namespace
 
 std::vector<std::byte> seal(const Envelope& envelope, std::span<const std::byte> body) {
@@ -100,6 +123,7 @@ Opened open(std::span<const std::byte> message) {
   if (!std::isfinite(opened.envelope.gain)) {
     throw EnvelopeError("its gain is not finite");
   }
+  check_kind(opened.envelope, body_bytes);
   return opened;
 }
 

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <thread>
 
+#include "backend/exchange/error.h"
+
 namespace distro::exchange {
 namespace {
 
@@ -33,10 +35,11 @@ Group::Group(const Identity& identity, const Options& options, Meeting meeting)
     : identity_(identity),
       options_(options),
       bind_address_(std::move(meeting.bind_address)),
+      round_(meeting.round),
       channel_(std::move(meeting.channel)),
       arena_(threads(options, meeting.local_ranks)) {
   if (channel_) {
-    mailbox_.emplace(*channel_, counters_, identity_.rank);
+    mailbox_.emplace(*channel_, counters_, identity_.rank, identity_.world_size);
   }
 }
 
@@ -50,6 +53,11 @@ std::uint32_t Group::next_module() {
 }
 
 void Group::broadcast(transport::Bytes message) {
+  if (closed_) {
+    throw ExchangeError(fmt::format(
+        "rank {}: this process group has been destroyed; its modules cannot be exchanged any more",
+        rank()));
+  }
   const auto shared = std::make_shared<const transport::Bytes>(std::move(message));
   for (int peer = 0; peer < world_size(); ++peer) {
     if (peer == rank()) {
@@ -75,9 +83,18 @@ void Group::forget(std::uint32_t module) {
   }
 }
 
-void Group::abort(int culprit, std::string_view reason) {
-  if (channel_) {
+void Group::abort(int culprit, std::string_view reason) noexcept {
+  // Called from catch handlers, also of the inner backend's threads while the script's thread
+  // closes: it must neither replace the error that is being handled nor meet a channel that is
+  // going away.
+  const std::lock_guard lock(channel_mutex_);
+  if (!channel_ || closed_) {
+    return;
+  }
+  try {
     channel_->abort(culprit, reason);
+  } catch (const std::exception& error) {
+    log(transport::LogLevel::debug, error.what());
   }
 }
 
@@ -101,10 +118,13 @@ std::optional<transport::PeerLost> Group::lost(std::chrono::milliseconds patienc
 }
 
 void Group::close() noexcept {
-  closed_ = true;
-  if (channel_) {
-    channel_->close(deadline());
+  {
+    const std::lock_guard lock(channel_mutex_);
+    if (closed_.exchange(true) || !channel_) {
+      return;
+    }
   }
+  channel_->close(deadline());
 }
 
 void Group::log(transport::LogLevel level, std::string_view message) const noexcept {

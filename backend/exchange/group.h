@@ -41,6 +41,10 @@ class Group {
   /// rank.
   [[nodiscard]] const std::string& bind_address() const noexcept { return bind_address_; }
 
+  /// How many groups these ranks have made before on the same store and prefix; part of the keys
+  /// they use there.
+  [[nodiscard]] std::uint64_t round() const noexcept { return round_; }
+
   /// Now plus the group's time-out.
   [[nodiscard]] transport::Deadline deadline() const {
     return transport::Clock::now() + identity_.timeout;
@@ -55,8 +59,9 @@ class Group {
   Letter take(int peer, const Subject& subject, transport::Deadline deadline);
   void forget(std::uint32_t module);
 
-  /// Tell all ranks that the group cannot go on because of `culprit`.
-  void abort(int culprit, std::string_view reason);
+  /// Tell all ranks that the group cannot go on because of `culprit`. Does nothing once the group
+  /// is closed.
+  void abort(int culprit, std::string_view reason) noexcept;
 
   /// The rank that is known to be lost, waiting up to `patience` for the news. For naming the rank
   /// to blame when the inner backend fails with an error that names none.
@@ -75,10 +80,12 @@ class Group {
   const Identity identity_;
   const Options options_;
   const std::string bind_address_;
+  const std::uint64_t round_;
   Counters counters_;
   const std::unique_ptr<transport::Channel> channel_;  // null in a group of one rank
   std::optional<Mailbox> mailbox_;
   tbb::task_arena arena_;
+  std::mutex channel_mutex_;  // guards abort() against close()
   std::mutex mutex_;
   std::uint32_t modules_ = 0;  // guarded by mutex_
   std::atomic<bool> closed_{false};

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <string_view>
 
 #include "backend/exchange/error.h"
 
@@ -20,70 +21,99 @@ constexpr std::chrono::milliseconds kLookAgain{20};
 
 }  // namespace
 
-Mailbox::Mailbox(transport::Channel& channel, Counters& counters, int rank)
-    : channel_(channel), counters_(counters), rank_(rank) {}
+Mailbox::Mailbox(transport::Channel& channel, Counters& counters, int rank, int world_size)
+    : channel_(channel),
+      counters_(counters),
+      rank_(rank),
+      fetching_(static_cast<std::size_t>(world_size)),
+      stored_bytes_(static_cast<std::size_t>(world_size)) {}
 
 void Mailbox::sort(int peer, transport::Bytes bytes) {
   counters_.payload_bytes_received.fetch_add(bytes.size(), std::memory_order_relaxed);
-  Letter letter{std::move(bytes), {}};
+  Letter letter(std::move(bytes));
   try {
     letter.opened = open(letter.bytes);
   } catch (const EnvelopeError& error) {
     throw ExchangeError(
         fmt::format("rank {}: malformed message from rank {}: {}", rank_, peer, error.what()));
   }
-  const Envelope& envelope = letter.opened.envelope;
+  const std::uint32_t module = letter.opened.envelope.module;
   const std::lock_guard lock(mutex_);
-  if (forgotten_.contains(envelope.module)) {
+  if (forgotten_.contains(module)) {
     counters_.orphaned_records.fetch_add(1, std::memory_order_relaxed);
     return;
   }
-  const auto index = static_cast<std::size_t>(peer);
-  if (stored_bytes_.size() <= index) {
-    stored_bytes_.resize(index + 1);
-  }
-  if (stored_bytes_[index] + letter.bytes.size() > kMaxStoredBytes) {
+  auto& stored = stored_bytes_[static_cast<std::size_t>(peer)];
+  stored += letter.bytes.size() + sizeof(Letter);
+  if (stored > kMaxStoredBytes) {
     throw ExchangeError(
         fmt::format("rank {}: rank {} has sent more than {} bytes that are not due yet", rank_,
                     peer, kMaxStoredBytes));
   }
-  const Key key{peer, envelope.module, envelope.kind, envelope.exchange};
-  const std::size_t size = letter.bytes.size();
-  if (!letters_.emplace(key, std::move(letter)).second) {
-    throw ExchangeError(fmt::format("rank {}: rank {} has sent exchange {} of module {} twice",
-                                    rank_, peer, std::get<3>(key), std::get<1>(key)));
+  letters_[{peer, module}].push_back(std::move(letter));
+}
+
+bool Mailbox::fetch(int peer, const transport::Deadline* until) {
+  const std::lock_guard lock(fetching_[static_cast<std::size_t>(peer)]);
+  if (until != nullptr) {
+    sort(peer, channel_.receive(peer, *until));
+    return true;
   }
-  stored_bytes_[index] += size;
+  auto bytes = channel_.try_receive(peer);
+  if (bytes) {
+    sort(peer, std::move(*bytes));
+  }
+  return bytes.has_value();
+}
+
+std::string Mailbox::mismatch(int peer, const Subject& subject, const Envelope& got) const {
+  static constexpr std::string_view kNames[] = {"", "first training forward", "exchange",
+                                                "average()", "description"};
+  const auto name = [](MessageKind kind, std::uint64_t exchange) {
+    return fmt::format("{} (after exchange {})", kNames[static_cast<std::size_t>(kind)],
+                       kind == MessageKind::step ? exchange - 1 : exchange);
+  };
+  return fmt::format(
+      "rank {}: rank {} is at its {} of module {} where this rank is at its {}. All ranks must do "
+      "the same training forwards "
+      "and calls of average() in the same order.",
+      rank_, peer, name(got.kind, got.exchange), subject.module,
+      name(subject.kind, subject.exchange));
 }
 
 Letter Mailbox::take(int peer, const Subject& subject, transport::Deadline deadline) {
-  const Key key{peer, subject.module, subject.kind, subject.exchange};
   const auto start = transport::Clock::now();
   for (;;) {
     {
       const std::lock_guard lock(mutex_);
-      if (const auto found = letters_.find(key); found != letters_.end()) {
-        Letter letter = std::move(found->second);
-        letters_.erase(found);
-        stored_bytes_[static_cast<std::size_t>(peer)] -= letter.bytes.size();
+      if (const auto found = letters_.find({peer, subject.module}); found != letters_.end()) {
+        const Envelope& got = found->second.front().opened.envelope;
+        if (got.kind != subject.kind || got.exchange != subject.exchange) {
+          throw ExchangeError(mismatch(peer, subject, got));
+        }
+        Letter letter = std::move(found->second.front());
+        found->second.pop_front();
+        if (found->second.empty()) {
+          letters_.erase(found);
+        }
+        stored_bytes_[static_cast<std::size_t>(peer)] -= letter.bytes.size() + sizeof(Letter);
         return letter;
       }
     }
-    if (auto bytes = channel_.try_receive(peer)) {
-      sort(peer, std::move(*bytes));
+    if (fetch(peer, nullptr)) {
       continue;
     }
     const auto slice = std::min(deadline, transport::Clock::now() + kLookAgain);
     try {
-      sort(peer, channel_.receive(peer, slice));
-    } catch (const transport::PeerTimeout& late) {
+      fetch(peer, &slice);
+    } catch (const transport::PeerTimeout&) {
       if (slice == deadline) {
         const std::chrono::duration<double> waited = transport::Clock::now() - start;
         throw transport::PeerTimeout(
-            peer, fmt::format("rank {}: waited {:.1f} s (the group's time-out) for rank {}, for "
-                              "exchange {} of module {}: {}",
-                              rank_, waited.count(), peer, subject.exchange, subject.module,
-                              late.what()));
+            peer, fmt::format("rank {}: rank {} is late: waited {:.1f} s (the group's time-out) "
+                              "for its exchange {} of module {}. It is "
+                              "connected, so it hangs or computes; look at its log.",
+                              rank_, peer, waited.count(), subject.exchange, subject.module));
       }
     }
   }
@@ -93,11 +123,14 @@ void Mailbox::forget(std::uint32_t module) {
   const std::lock_guard lock(mutex_);
   forgotten_.insert(module);
   std::erase_if(letters_, [&](const auto& entry) {
-    if (std::get<1>(entry.first) != module) {
+    if (entry.first.second != module) {
       return false;
     }
-    stored_bytes_[static_cast<std::size_t>(std::get<0>(entry.first))] -= entry.second.bytes.size();
-    counters_.orphaned_records.fetch_add(1, std::memory_order_relaxed);
+    for (const auto& letter : entry.second) {
+      stored_bytes_[static_cast<std::size_t>(entry.first.first)] -=
+          letter.bytes.size() + sizeof(Letter);
+      counters_.orphaned_records.fetch_add(1, std::memory_order_relaxed);
+    }
     return true;
   });
 }

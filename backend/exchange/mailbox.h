@@ -2,10 +2,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <mutex>
 #include <set>
-#include <tuple>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "backend/exchange/counters.h"
@@ -23,37 +25,52 @@ struct Subject {
 
 /// A message with its bytes and the checked view of them.
 struct Letter {
+  Letter() = default;
+  explicit Letter(transport::Bytes message) : bytes(std::move(message)) {}
+  Letter(Letter&&) noexcept = default;  // a vector's memory moves along, and the view with it
+  Letter& operator=(Letter&&) noexcept = default;
+  Letter(const Letter&) = delete;
+  Letter& operator=(const Letter&) = delete;
+  ~Letter() = default;
+
   transport::Bytes bytes;
   Opened opened;  ///< Borrows from bytes.
 };
 
-/// Sorts the messages of a group's channel by module and exchange number, so that several modules
-/// of one process can exchange in any order. Thread-safe; a wait for one module does not hold up
-/// another's.
+/// Sorts the messages of a group's channel by peer and module, so that several modules of one
+/// process can exchange in any order; those of one module come in the order in which the peer sent
+/// them. Thread-safe; a wait for one module does not hold up another's.
 class Mailbox {
  public:
-  Mailbox(transport::Channel& channel, Counters& counters, int rank);
+  Mailbox(transport::Channel& channel, Counters& counters, int rank, int world_size);
 
-  /// The message of `peer` on `subject`; waits until the deadline. Throws transport::PeerError as
-  /// Channel::receive does, and ExchangeError (naming the peer) when it sends what cannot be opened
-  /// or is not due yet.
+  /// The next message of `peer` about the module, which must be on `subject`; waits until the
+  /// deadline. Throws transport::PeerError as Channel::receive does, and ExchangeError (naming the
+  /// peer) when what it sends cannot be opened or is about something else: the ranks then do not do
+  /// the same things in the same order.
   Letter take(int peer, const Subject& subject, transport::Deadline deadline);
 
   /// Drop what has come and what will come for a module that this rank has let go.
   void forget(std::uint32_t module);
 
  private:
-  using Key = std::tuple<int, std::uint32_t, MessageKind, std::uint64_t>;
+  using Key = std::pair<int, std::uint32_t>;  // peer, module
 
+  // Fetch one message of the peer and sort it in; waits until `until` (null: not at all). Whether
+  // there was one.
+  bool fetch(int peer, const transport::Deadline* until);
   void sort(int peer, transport::Bytes bytes);
+  [[nodiscard]] std::string mismatch(int peer, const Subject& subject, const Envelope& got) const;
 
   transport::Channel& channel_;
   Counters& counters_;
   const int rank_;
+  std::vector<std::mutex>
+      fetching_;  // by peer: keeps a peer's messages in order between two threads
   std::mutex mutex_;
-  std::map<Key, Letter> letters_;          // guarded by mutex_
-  std::vector<std::size_t> stored_bytes_;  // by peer, guarded by mutex_
-  std::set<std::uint32_t> forgotten_;      // guarded by mutex_
+  std::map<Key, std::deque<Letter>> letters_;  // guarded by mutex_
+  std::vector<std::size_t> stored_bytes_;      // by peer, guarded by mutex_
+  std::set<std::uint32_t> forgotten_;          // guarded by mutex_
 };
 
 }  // namespace distro::exchange

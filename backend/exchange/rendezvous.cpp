@@ -24,9 +24,34 @@ struct Hello {
   StringMap options;
 };
 
-std::string get(BlobStore& store, const std::string& what, int rank, const Identity& identity) {
+// The keys of one meeting. A process may make group after group on the same store and prefix: each
+// time all ranks come, and every world_size arrivals begin a new round.
+class Board {
+ public:
+  Board(BlobStore& store, int world_size)
+      : store_(store),
+        round_(static_cast<std::uint64_t>((store.add("distro/arrivals", 1) - 1) / world_size)) {}
+
+  [[nodiscard]] std::uint64_t round() const noexcept { return round_; }
+  void set(const std::string& what, int rank, const json& value) {
+    store_.set(key(what, rank), value.dump());
+  }
+  [[nodiscard]] std::string get(const std::string& what, int rank) {
+    return store_.get(key(what, rank));
+  }
+
+ private:
+  [[nodiscard]] std::string key(const std::string& what, int rank) const {
+    return fmt::format("distro/{}/{}/{}", round_, what, rank);
+  }
+
+  BlobStore& store_;
+  const std::uint64_t round_;
+};
+
+std::string get(Board& board, const std::string& what, int rank, const Identity& identity) {
   try {
-    return store.get(fmt::format("distro/{}/{}", what, rank));
+    return board.get(what, rank);
   } catch (const std::exception& error) {
     throw transport::PeerTimeout(rank,
                                  fmt::format("rank {}: rank {} did not come to the rendezvous "
@@ -39,11 +64,16 @@ std::string get(BlobStore& store, const std::string& what, int rank, const Ident
 // What rank `rank` published under `what`. The store is open to whoever reaches it, so its text is
 // checked like any input.
 template <typename Read>
-auto read(BlobStore& store, const std::string& what, int rank, const Identity& identity,
+auto read(Board& board, const std::string& what, int rank, const Identity& identity,
           Read&& from_json) {
-  const std::string text = get(store, what, rank, identity);
+  const std::string text = get(board, what, rank, identity);
   try {
-    return from_json(json::parse(text));
+    const json blob = json::parse(text);
+    if (blob.contains("error")) {
+      throw ExchangeError(fmt::format("rank {}: rank {} cannot start: {}", identity.rank, rank,
+                                      blob.at("error").get<std::string>()));
+    }
+    return from_json(blob);
   } catch (const json::exception& error) {
     throw ExchangeError(
         fmt::format("rank {}: what rank {} published in the store as '{}' cannot be read: {}",
@@ -113,22 +143,18 @@ transport::ChannelConfig channel_config(const Identity& identity, const Options&
   return config;
 }
 
-std::vector<transport::PeerAddress> exchange_addresses(BlobStore& store, const Identity& identity,
+std::vector<transport::PeerAddress> exchange_addresses(Board& board, const Identity& identity,
                                                        const transport::PeerAddress& own) {
-  store.set(fmt::format("distro/address/{}", identity.rank), json{{"endpoint", own.endpoint},
-                                                                  {"session", own.session},
-                                                                  {"protocol", own.protocol},
-                                                                  {"host", own.host},
-                                                                  {"pid", own.pid},
-                                                                  {"pid_start", own.pid_start}}
-                                                                 .dump());
+  board.set("address", identity.rank,
+            json{{"endpoint", own.endpoint},
+                 {"session", own.session},
+                 {"protocol", own.protocol},
+                 {"host", own.host},
+                 {"pid", own.pid},
+                 {"pid_start", own.pid_start}});
   std::vector<transport::PeerAddress> addresses;
   for (int rank = 0; rank < identity.world_size; ++rank) {
-    addresses.push_back(read(store, "address", rank, identity, [&](const json& blob) {
-      if (blob.contains("error")) {
-        throw ExchangeError(fmt::format("rank {}: rank {} could not open its endpoint: {}",
-                                        identity.rank, rank, blob.at("error").get<std::string>()));
-      }
+    addresses.push_back(read(board, "address", rank, identity, [&](const json& blob) {
       return transport::PeerAddress{blob.at("endpoint"), blob.at("session"), blob.at("protocol"),
                                     blob.at("host"),     blob.at("pid"),     blob.at("pid_start")};
     }));
@@ -144,15 +170,16 @@ std::uint64_t random_group() {
 }  // namespace
 
 Meeting meet(BlobStore& store, const Identity& identity, const Options& options) {
+  Board board(store, identity.world_size);
   const std::string host = transport::host_identity();
-  store.set(fmt::format("distro/hello/{}", identity.rank), json{{"version", kVersion},
-                                                                {"group", random_group()},
-                                                                {"host", host},
-                                                                {"options", options.agreed()}}
-                                                               .dump());
+  board.set("hello", identity.rank,
+            json{{"version", kVersion},
+                 {"group", random_group()},
+                 {"host", host},
+                 {"options", options.agreed()}});
   std::vector<Hello> hellos;
   for (int rank = 0; rank < identity.world_size; ++rank) {
-    hellos.push_back(read(store, "hello", rank, identity, [](const json& blob) {
+    hellos.push_back(read(board, "hello", rank, identity, [](const json& blob) {
       return Hello{blob.at("version"), blob.at("group"), blob.at("host"), blob.at("options")};
     }));
   }
@@ -160,20 +187,24 @@ Meeting meet(BlobStore& store, const Identity& identity, const Options& options)
 
   const auto local = std::ranges::count(hellos, host, &Hello::host);
   Meeting meeting;
+  meeting.round = board.round();
   meeting.local_ranks = static_cast<int>(std::max<std::ptrdiff_t>(local, 1));
   const auto config = channel_config(identity, options, hellos.front().group,
                                      local == static_cast<std::ptrdiff_t>(hellos.size()));
   meeting.bind_address = config.bind_address;
   try {
     meeting.channel = transport::open_channel(config);
-  } catch (const transport::ConfigError& error) {
+  } catch (const std::exception& error) {
     // The others wait for this rank's address: tell them why it will not come.
-    store.set(fmt::format("distro/address/{}", identity.rank),
-              json{{"error", error.what()}}.dump());
+    board.set("address", identity.rank, json{{"error", error.what()}});
     throw;
   }
-  meeting.channel->connect(exchange_addresses(store, identity, meeting.channel->address()));
+  meeting.channel->connect(exchange_addresses(board, identity, meeting.channel->address()));
   return meeting;
+}
+
+void decline(BlobStore& store, const Identity& identity, const std::string& reason) {
+  Board(store, identity.world_size).set("hello", identity.rank, json{{"error", reason}});
 }
 
 }  // namespace distro::exchange

@@ -18,6 +18,8 @@ class BlobStore {
   /// Waits until the key is there. Throws std::exception when it is not within the store's own
   /// time-out.
   virtual std::string get(const std::string& key) = 0;
+  /// Add to a counter that begins at 0; returns the new value.
+  virtual std::int64_t add(const std::string& key, std::int64_t amount) = 0;
 };
 
 /// Who this rank is when it meets the others.
@@ -32,7 +34,8 @@ struct Identity {
 struct Meeting {
   std::unique_ptr<transport::Channel> channel;  ///< Open and connecting.
   int local_ranks = 1;                          ///< Ranks on this host, this one included.
-  std::string bind_address;                     ///< Address of this host that peers may reach.
+  std::uint64_t round = 0;   ///< Groups that these ranks made before on the same store and prefix.
+  std::string bind_address;  ///< Address of this host that peers may reach.
 };
 
 /// Meet the other ranks of the group in the store, compare versions and options, and open the
@@ -40,5 +43,9 @@ struct Meeting {
 /// or when a rank could not open its channel; transport::ConfigError on the rank that could not;
 /// transport::PeerTimeout when a rank does not come.
 Meeting meet(BlobStore& store, const Identity& identity, const Options& options);
+
+/// Instead of meet(): let the others know that this rank cannot start, so that they do not wait for
+/// it.
+void decline(BlobStore& store, const Identity& identity, const std::string& reason);
 
 }  // namespace distro::exchange

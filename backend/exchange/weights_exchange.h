@@ -9,20 +9,12 @@
 #include <string>
 #include <vector>
 
+#include "backend/exchange/correspondence.h"
 #include "backend/exchange/exact.h"
 #include "backend/exchange/group.h"
 #include "plugins/weights.h"
 
 namespace distro::exchange {
-
-/// One trainable parameter, as all ranks must have it.
-struct TensorSpec {
-  std::string name;
-  kernels::DType dtype = kernels::DType::f32;
-  std::vector<std::int64_t> shape;
-
-  [[nodiscard]] std::size_t elements() const noexcept;
-};
 
 /// What a rank must keep to go on with its own unsent moves after a restart. By tensor, in the
 /// tensors' order.
@@ -85,8 +77,8 @@ class WeightsExchange {
   /// compared in begin()). Throws ExchangeError when the sizes do not fit or the module has begun.
   void load(const ModuleState& state, Views x);
 
-  [[nodiscard]] std::uint32_t ordinal() const noexcept { return module_; }
-  [[nodiscard]] std::span<const TensorSpec> tensors() const noexcept { return specs_; }
+  [[nodiscard]] std::uint32_t ordinal() const noexcept { return ranks_.module(); }
+  [[nodiscard]] std::span<const TensorSpec> tensors() const noexcept { return ranks_.tensors(); }
 
  private:
   friend struct WeightsExchangeTestAccess;  // a test damages W as a memory fault would
@@ -98,41 +90,29 @@ class WeightsExchange {
   void begin_locked(Views x, ExactCollectives& exact);
   void sync_locked(Views x, ExactCollectives& exact, float gain);
   void average_locked(Views x, ExactCollectives& exact);
-  std::vector<Letter> introduce(std::optional<std::size_t> non_finite);
-  void send(MessageKind kind, std::uint16_t flags, std::uint64_t exchange, float gain,
-            std::span<const std::byte> body);
+  plugins::Step encode(Views x, const Exchange* due);
+  void settle(Views x, const Exchange& now);
   void send_step(std::uint16_t flags, std::span<const std::byte> body);
-  Exchange collect(std::uint64_t number);
-  std::vector<Letter> take_all(MessageKind kind, std::uint64_t exchange);
-  void check_agreement(const std::vector<Letter>& letters);
-  void check_finite(const std::vector<Letter>& letters);
-  [[noreturn]] void explain_geometry();
-  [[noreturn]] void fail_non_finite(std::size_t tensor);
+  Exchange collect();
   void take_mean(Views x, ExactCollectives& exact);
   void watch_move(double mean_move);
   [[nodiscard]] float share() const;
-  [[nodiscard]] std::string where(std::uint64_t exchange) const;
 
   const std::shared_ptr<Group> group_;
-  const std::vector<TensorSpec> specs_;
-  const std::uint32_t module_;
-  const std::uint64_t geometry_;  // hash of specs and codec parameters
-  const std::uint64_t gradient_bytes_;
 
   mutable std::mutex mutex_;  // guards everything below
+  Correspondence ranks_;
   plugins::WeightsCodec codec_;
   std::exception_ptr failed_;  // the first error of a collective function
   bool begun_ = false;
-  bool loaded_ = false;              // W and R come from a checkpoint
-  bool marked_ = false;              // the script has overwritten weights
-  bool asked_ = false;               // the last exchange that was sent asks for a resync
-  bool in_flight_ = false;           // exchange number_ was sent and is not applied (delay 1)
-  std::uint64_t number_ = 0;         // of the last exchange that was sent
-  float gain_ = 1.0F;                // of that exchange
-  float share_left_ = 0.0F;          // share with which x was left
-  std::uint64_t checksum_sent_ = 0;  // of W before that exchange
-  plugins::ParsedRecord own_;        // what this rank sent in it
-  double usual_move_ = 0.0;          // moving average of the mean |move| of an element
+  bool loaded_ = false;        // W and R come from a checkpoint
+  bool marked_ = false;        // the script has overwritten the weights
+  Statement sent_;             // of the last exchange that was sent
+  bool in_flight_ = false;     // it is not applied yet
+  bool asked_ = false;         // it asks for a resync
+  plugins::ParsedRecord own_;  // what this rank sent in it
+  float share_left_ = 0.0F;    // share with which x was left
+  double usual_move_ = 0.0;    // moving average of the mean |move| of an element
   bool warned_move_ = false;
 };
 

@@ -65,7 +65,24 @@ TEST(Envelope, RejectsEveryFlippedByteTruncationAndLengthLie) {
 TEST(Envelope, RejectsUnknownKindsFlagsAndGainsThatAreSealedWell) {
   EXPECT_THROW(open(seal({.kind = static_cast<MessageKind>(9)}, {})), EnvelopeError);
   EXPECT_THROW(open(seal({.flags = 0x8000}, {})), EnvelopeError);
-  EXPECT_THROW(open(seal({.gain = std::numeric_limits<float>::quiet_NaN()}, {})), EnvelopeError);
+  EXPECT_THROW(open(seal({.gain = std::numeric_limits<float>::quiet_NaN(), .exchange = 1}, {})),
+               EnvelopeError);
+  EXPECT_THROW(open(seal({.gain = -1.0F, .exchange = 1}, {})), EnvelopeError);
+}
+
+TEST(Envelope, RejectsWhatDoesNotBelongToItsKind) {
+  const std::vector<std::byte> eight(8);
+  const std::vector<std::byte> five(5);
+  EXPECT_NO_THROW(open(seal({.kind = MessageKind::begin}, eight)));
+  EXPECT_THROW(open(seal({.kind = MessageKind::begin}, five)), EnvelopeError);
+  EXPECT_THROW(open(seal({.kind = MessageKind::begin, .exchange = 1}, eight)), EnvelopeError);
+  EXPECT_THROW(open(seal({.kind = MessageKind::average}, five)), EnvelopeError);
+  EXPECT_THROW(open(seal({.kind = MessageKind::average, .gain = 1.0F}, {})), EnvelopeError);
+  EXPECT_THROW(open(seal({.kind = MessageKind::step}, {})), EnvelopeError);  // exchange 0
+  EXPECT_THROW(open(seal({.kind = MessageKind::step, .flags = kNonFinite, .exchange = 1}, five)),
+               EnvelopeError);
+  EXPECT_THROW(open(seal({.kind = MessageKind::describe, .flags = kAsksResync}, five)),
+               EnvelopeError);
 }
 
 }  // namespace

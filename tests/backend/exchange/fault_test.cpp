@@ -70,7 +70,7 @@ TEST(Fault, ANonFiniteWeightInAverageIsAnErrorOnAllRanksAndStaysOne) {
     if (rank.rank == 1) {
       rank.weights[0][5] = std::numeric_limits<float>::infinity();
     }
-    EXPECT_THROW(rank.exchange->average(rank.views(), *rank.exact), ExchangeError);
+    EXPECT_THROW(rank.exchange->average(rank.views(), *rank.exact), std::runtime_error);
     rank.weights[0][5] = 0.0F;
     rank.sync();  // a module that has failed does not go on
   });
@@ -113,7 +113,20 @@ TEST(Fault, DifferentGainsAreAnErrorOnAllRanks) {
       rank.exchange->sync(rank.views(), *rank.exact, rank.rank == 0 ? 1.0F : 2.0F);
     }
   });
-  expect_all(errors, {"different gains", "rank 0 uses", "rank 1 uses", "DISTRO_GAIN"});
+  expect_all(errors, {"different gains", "rank 0 uses 1", "rank 1 uses 2", "DISTRO_GAIN"});
+}
+
+TEST(Fault, AverageAtDifferentStepsIsAnErrorAtOnce) {
+  const auto errors = run_ranks({.ranks = 2}, [&](Rank& rank) {
+    rank.exchange->begin(rank.views(), *rank.exact);
+    for (int step = 0; step < 4; ++step) {
+      if (rank.rank == 1 && step == 2) {
+        rank.exchange->average(rank.views(), *rank.exact);
+      }
+      rank.sync();
+    }
+  });
+  expect_all(errors, {"same order", "average() (after exchange 2)"});
 }
 
 TEST(Fault, ALateRankIsAnErrorThatNamesItWithinTheTimeOut) {

@@ -23,6 +23,11 @@ std::string MemoryStore::get(const std::string& key) {
   return values_[key];
 }
 
+std::int64_t MemoryStore::add(const std::string& key, std::int64_t amount) {
+  const std::lock_guard lock(mutex_);
+  return counters_[key] += amount;
+}
+
 void Rendezvous::wait_for_all(std::unique_lock<std::mutex>& lock) {
   const auto round = round_;
   if (++arrived_ == pointers_.size()) {

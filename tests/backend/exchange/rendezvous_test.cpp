@@ -51,9 +51,42 @@ TEST(Rendezvous, OptionsOfOneRankAloneMayDiffer) {
 
 TEST(Rendezvous, ARankThatCannotBindIsNamedToTheOthersAtOnce) {
   const auto errors = join({{}, {{"bind", "192.0.2.7"}, {"insecure", "1"}}, {}});
-  EXPECT_NE(errors[0].find("rank 1 could not open its endpoint"), std::string::npos) << errors[0];
+  EXPECT_NE(errors[0].find("rank 1 cannot start"), std::string::npos) << errors[0];
   EXPECT_NE(errors[1], "");
-  EXPECT_NE(errors[2].find("rank 1 could not open its endpoint"), std::string::npos) << errors[2];
+  EXPECT_NE(errors[2].find("rank 1 cannot start"), std::string::npos) << errors[2];
+}
+
+TEST(Rendezvous, GroupAfterGroupMeetsOnTheSameStore) {
+  MemoryStore store(std::chrono::milliseconds(2000));
+  for (int round = 0; round < 3; ++round) {
+    std::vector<std::thread> threads;
+    for (int rank = 0; rank < 2; ++rank) {
+      threads.emplace_back([&, rank] {
+        const auto group = Group::join({rank, 2, std::chrono::milliseconds(5000), ""},
+                                       resolve_options({}, {}), store);
+        EXPECT_EQ(group->round(), static_cast<std::uint64_t>(round));
+        group->close();
+      });
+    }
+    for (auto& thread : threads) {
+      thread.join();
+    }
+  }
+}
+
+TEST(Rendezvous, ARankThatDeclinesIsNamedToTheOthersAtOnce) {
+  MemoryStore store(std::chrono::milliseconds(2000));
+  std::thread other([&] {
+    decline(store, {1, 2, std::chrono::milliseconds(2000), ""}, "DISTRO_K=0 is not allowed");
+  });
+  try {
+    Group::join({0, 2, std::chrono::milliseconds(2000), ""}, resolve_options({}, {}), store);
+    ADD_FAILURE() << "joined alone";
+  } catch (const ExchangeError& error) {
+    EXPECT_NE(std::string(error.what()).find("rank 1 cannot start: DISTRO_K=0"), std::string::npos)
+        << error.what();
+  }
+  other.join();
 }
 
 TEST(Rendezvous, ARankThatDoesNotComeIsNamed) {

@@ -90,6 +90,20 @@ TEST(WeightsExchange, AnEditOnOneRankEndsInTheMeanOnAll) {
   }
 }
 
+TEST(WeightsExchange, ARankThatDoesNotKnowItsGainTakesTheOthers) {
+  std::array<std::uint64_t, 2> checksums{};
+  expect_ranks({.options = {{"transport", "inproc"}}}, [&](Rank& rank) {
+    rank.exchange->begin(rank.views(), *rank.exact);
+    for (int step = 0; step < 5; ++step) {
+      rank.move();
+      const bool knows = rank.rank == 0 || step > 2;
+      rank.exchange->sync(rank.views(), *rank.exact, knows ? 1.0F : kGainUnknown);
+    }
+    checksums[static_cast<std::size_t>(rank.rank)] = rank.exchange->checksum();
+  });
+  EXPECT_EQ(checksums[0], checksums[1]);
+}
+
 TEST(WeightsExchange, RanksThatBeginApartTakeRankZerosWeights) {
   std::array<std::vector<std::vector<float>>, 2> begun;
   expect_ranks({.options = {{"transport", "inproc"}}, .same_start = false}, [&](Rank& rank) {

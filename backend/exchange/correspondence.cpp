@@ -1,0 +1,267 @@
+#include "backend/exchange/correspondence.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <map>
+
+#include "backend/exchange/stopwatch.h"
+
+namespace distro::exchange {
+namespace {
+
+using RanksByValue = std::map<std::uint64_t, std::vector<int>>;
+
+constexpr std::string_view kStopText =
+    "All ranks stop. Lower the learning rate or clip the gradients, and resume from a checkpoint.";
+
+// The ranks that do not have what most ranks have; with no majority, all of them.
+std::vector<int> minority(const RanksByValue& ranks_by_value, std::size_t world_size) {
+  std::vector<int> result;
+  for (const auto& [value, ranks] : ranks_by_value) {
+    if (2 * ranks.size() <= world_size) {
+      result.insert(result.end(), ranks.begin(), ranks.end());
+    }
+  }
+  std::ranges::sort(result);
+  return result;
+}
+
+// Body of a begin message: how many exchanges the rank has sent (a resumed one: in its earlier
+// life), and its first non-finite tensor, if there is one.
+std::vector<std::byte> begin_body(std::uint64_t exchanges, std::optional<std::size_t> non_finite) {
+  std::vector<std::byte> body(sizeof exchanges);
+  std::memcpy(body.data(), &exchanges, sizeof exchanges);
+  if (non_finite) {
+    const auto tensor = non_finite_body(*non_finite);
+    body.insert(body.end(), tensor.begin(), tensor.end());
+  }
+  return body;
+}
+
+std::uint16_t flags_of(std::optional<std::size_t> non_finite) {
+  return non_finite ? kNonFinite : std::uint16_t{0};
+}
+
+}  // namespace
+
+std::vector<std::byte> non_finite_body(std::size_t tensor) {
+  const auto index = static_cast<std::uint32_t>(tensor);
+  std::vector<std::byte> body(sizeof index);
+  std::memcpy(body.data(), &index, sizeof index);
+  return body;
+}
+
+std::string ranks_text(const std::vector<int>& ranks) {
+  return fmt::format("{} {}", ranks.size() == 1 ? "rank" : "ranks", fmt::join(ranks, ", "));
+}
+
+Correspondence::Correspondence(std::shared_ptr<Group> group, std::vector<TensorSpec> tensors)
+    : group_(std::move(group)),
+      tensors_(std::move(tensors)),
+      module_(group_->next_module()),
+      geometry_(geometry_hash(tensors_, group_->options())) {}
+
+std::string Correspondence::where(std::uint64_t exchange) const {
+  return fmt::format("exchange {} of module {}", exchange, module_);
+}
+
+void Correspondence::send(MessageKind kind, std::uint16_t flags, const Statement& statement,
+                          std::span<const std::byte> body) {
+  group_->broadcast(seal({.kind = kind,
+                          .flags = flags,
+                          .module = module_,
+                          .gain = statement.gain,
+                          .exchange = statement.exchange,
+                          .geometry = geometry_,
+                          .checksum = statement.checksum},
+                         body));
+}
+
+void Correspondence::blame(int peer, const std::string& message) {
+  group_->abort(peer, message);
+  throw ExchangeError(message);
+}
+
+// By rank; the own rank's letter is empty.
+std::vector<Letter> Correspondence::take_all(MessageKind kind, std::uint64_t exchange) {
+  const Stopwatch stopwatch(group_->counters().wait_nanoseconds);
+  const auto deadline = group_->deadline();
+  std::vector<Letter> letters(static_cast<std::size_t>(group_->world_size()));
+  for (int peer = 0; peer < group_->world_size(); ++peer) {
+    if (peer == group_->rank()) {
+      continue;
+    }
+    try {
+      letters[static_cast<std::size_t>(peer)] =
+          group_->take(peer, {module_, kind, exchange}, deadline);
+    } catch (const transport::PeerError& error) {
+      group_->abort(error.rank(), error.what());
+      throw;
+    } catch (const ExchangeError& error) {
+      blame(peer, error.what());
+    }
+  }
+  return letters;
+}
+
+// Every rank sees every other's geometry, so all of them come here together.
+void Correspondence::explain_geometry() {
+  const std::string own = describe(tensors_);
+  send(MessageKind::describe, 0, {.gain = 0.0F}, std::as_bytes(std::span(own)));
+  const auto letters = take_all(MessageKind::describe, 0);
+  std::vector<std::string> descriptions;
+  for (std::size_t rank = 0; rank < letters.size(); ++rank) {
+    const auto body = letters[rank].opened.body;
+    descriptions.push_back(
+        static_cast<int>(rank) == group_->rank()
+            ? own
+            : std::string(reinterpret_cast<const char*>(body.data()), body.size()));
+  }
+  const std::string difference = first_difference(descriptions);
+  throw ExchangeError(
+      difference.empty()
+          ? fmt::format(
+                "module {} is exchanged with different options on the ranks; give all the same",
+                module_)
+          : fmt::format("module {} is not the same on all ranks: {}. Build the same model, with "
+                        "the same dtypes and "
+                        "requires_grad, on every rank.",
+                        module_, difference));
+}
+
+void Correspondence::fail_non_finite(std::size_t tensor, std::uint64_t exchange) const {
+  throw ExchangeError(
+      fmt::format("rank {}: parameter {} has a non-finite weight (inf or nan) at {}. {}",
+                  group_->rank(), tensors_[tensor].name, where(exchange), kStopText));
+}
+
+void Correspondence::check_finite(const std::vector<Letter>& letters) const {
+  for (std::size_t peer = 0; peer < letters.size(); ++peer) {
+    const auto& opened = letters[peer].opened;
+    if (static_cast<int>(peer) == group_->rank() || (opened.envelope.flags & kNonFinite) == 0) {
+      continue;
+    }
+    std::uint32_t tensor = UINT32_MAX;
+    if (opened.body.size() >= sizeof tensor) {
+      std::memcpy(&tensor, opened.body.last(sizeof tensor).data(), sizeof tensor);
+    }
+    const std::string name = tensor < tensors_.size() ? tensors_[tensor].name : "(unknown)";
+    throw ExchangeError(fmt::format(
+        "rank {}: rank {} reports a non-finite weight (inf or nan) in parameter {} at {}. {}",
+        group_->rank(), peer, name, where(opened.envelope.exchange), kStopText));
+  }
+}
+
+std::vector<Letter> Correspondence::introduce(const Statement& own,
+                                              std::optional<std::size_t> non_finite) {
+  send(MessageKind::begin, flags_of(non_finite), {.gain = 0.0F, .checksum = own.checksum},
+       begin_body(own.exchange, non_finite));
+  auto letters = take_all(MessageKind::begin, 0);
+  bool same_geometry = true;
+  RanksByValue numbers;
+  for (std::size_t rank = 0; rank < letters.size(); ++rank) {
+    const auto& opened = letters[rank].opened;
+    std::uint64_t number = own.exchange;
+    if (static_cast<int>(rank) != group_->rank()) {
+      same_geometry = same_geometry && opened.envelope.geometry == geometry_;
+      if (opened.body.size() < sizeof number) {
+        blame(static_cast<int>(rank),
+              fmt::format("rank {}: rank {} sent a begin message of {} bytes", group_->rank(), rank,
+                          opened.body.size()));
+      }
+      std::memcpy(&number, opened.body.data(), sizeof number);
+    }
+    numbers[number].push_back(static_cast<int>(rank));
+  }
+  if (!same_geometry) {
+    explain_geometry();
+  }
+  if (numbers.size() > 1) {
+    std::vector<std::string> parts;
+    for (const auto& [number, ranks] : numbers) {
+      parts.push_back(fmt::format("{} at exchange {}", ranks_text(ranks), number));
+    }
+    throw ExchangeError(
+        fmt::format("rank {}: the ranks resume module {} at different places: {}. Load states that "
+                    "were saved at the "
+                    "same step on all ranks, or on none.",
+                    group_->rank(), module_, fmt::join(parts, ", ")));
+  }
+  if (non_finite) {
+    fail_non_finite(*non_finite, own.exchange);
+  }
+  check_finite(letters);
+  return letters;
+}
+
+void Correspondence::check_agreement(const std::vector<Letter>& letters,
+                                     const Statement& own) const {
+  RanksByValue checksums;
+  checksums[own.checksum].push_back(group_->rank());
+  for (std::size_t peer = 0; peer < letters.size(); ++peer) {
+    const auto& envelope = letters[peer].opened.envelope;
+    if (static_cast<int>(peer) == group_->rank()) {
+      continue;
+    }
+    if (envelope.geometry != geometry_) {
+      throw ExchangeError(
+          fmt::format("rank {}: rank {} sent {} for other tensors or options than it began with",
+                      group_->rank(), peer, where(own.exchange)));
+    }
+    checksums[envelope.checksum].push_back(static_cast<int>(peer));
+  }
+  if (checksums.size() > 1) {
+    throw ExchangeError(
+        fmt::format("rank {}: the reference weights have drifted apart before {}: {} of {} differ "
+                    "from the others. "
+                    "A memory fault, or a different build on some rank; resume from a checkpoint.",
+                    group_->rank(), where(own.exchange),
+                    ranks_text(minority(checksums, letters.size())), letters.size()));
+  }
+}
+
+std::vector<Letter> Correspondence::take_step(const Statement& own) {
+  auto letters = take_all(MessageKind::step, own.exchange);
+  check_finite(letters);
+  check_agreement(letters, own);
+  return letters;
+}
+
+float Correspondence::gain_of(const std::vector<Letter>& letters, const Statement& own) const {
+  std::map<float, std::vector<int>> gains;
+  for (std::size_t rank = 0; rank < letters.size(); ++rank) {
+    const bool mine = static_cast<int>(rank) == group_->rank();
+    const float gain = mine ? own.gain : letters[rank].opened.envelope.gain;
+    if (gain != kGainUnknown) {
+      gains[gain].push_back(static_cast<int>(rank));
+    }
+  }
+  if (gains.size() > 1) {
+    std::vector<std::string> parts;
+    for (const auto& [gain, ranks] : gains) {
+      parts.push_back(
+          fmt::format("{} {} {}", ranks_text(ranks), ranks.size() == 1 ? "uses" : "use", gain));
+    }
+    throw ExchangeError(
+        fmt::format("rank {}: the ranks use different gains at {}: {}. The gain follows from the "
+                    "optimizer's class: use the same "
+                    "optimizer on all ranks, or set DISTRO_GAIN.",
+                    group_->rank(), where(own.exchange), fmt::join(parts, ", ")));
+  }
+  return gains.empty() ? std::sqrt(static_cast<float>(letters.size())) : gains.begin()->first;
+}
+
+void Correspondence::take_average(const Statement& own, std::optional<std::size_t> non_finite) {
+  const auto letters = take_all(MessageKind::average, own.exchange);
+  if (non_finite) {
+    fail_non_finite(*non_finite, own.exchange);
+  }
+  check_finite(letters);
+  check_agreement(letters, own);
+}
+
+}  // namespace distro::exchange

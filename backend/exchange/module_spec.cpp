@@ -1,0 +1,89 @@
+#include "backend/exchange/module_spec.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <xxhash.h>
+
+#include <algorithm>
+
+namespace distro::exchange {
+namespace {
+
+std::vector<std::string> lines_of(const std::string& text) {
+  std::vector<std::string> lines;
+  for (std::size_t begin = 0; begin < text.size();) {
+    const std::size_t end = std::min(text.find('\n', begin), text.size());
+    lines.push_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return lines;
+}
+
+}  // namespace
+
+std::size_t TensorSpec::elements() const noexcept {
+  std::size_t product = 1;
+  for (const auto extent : shape) {
+    product *= static_cast<std::size_t>(extent);
+  }
+  return product;
+}
+
+std::string describe(std::span<const TensorSpec> tensors) {
+  static constexpr std::string_view kTypes[] = {"float32", "float64", "float16", "bfloat16"};
+  std::string text;
+  for (const auto& tensor : tensors) {
+    text += fmt::format("{} {} [{}]\n", tensor.name, kTypes[static_cast<std::size_t>(tensor.dtype)],
+                        fmt::join(tensor.shape, ", "));
+  }
+  return text;
+}
+
+std::uint64_t geometry_hash(std::span<const TensorSpec> tensors, const Options& options) {
+  const std::string text = describe(tensors) + fmt::format("k {} bits {} delay {}", options.k,
+                                                           options.value_bits, options.delay);
+  return XXH3_64bits(text.data(), text.size());
+}
+
+std::vector<std::size_t> element_counts(std::span<const TensorSpec> tensors) {
+  std::vector<std::size_t> counts;
+  for (const auto& tensor : tensors) {
+    counts.push_back(tensor.elements());
+  }
+  return counts;
+}
+
+std::uint64_t gradient_bytes(std::span<const TensorSpec> tensors) {
+  std::uint64_t bytes = 0;
+  for (const auto& tensor : tensors) {
+    bytes += tensor.elements() * kernels::size_of(tensor.dtype);
+  }
+  return bytes;
+}
+
+std::string first_difference(std::span<const std::string> descriptions) {
+  std::vector<std::vector<std::string>> ranks;
+  std::size_t longest = 0;
+  for (const auto& description : descriptions) {
+    ranks.push_back(lines_of(description));
+    longest = std::max(longest, ranks.back().size());
+  }
+  const auto line_of = [](const std::vector<std::string>& lines, std::size_t line) {
+    return line < lines.size() ? lines[line] : std::string("nothing");
+  };
+  for (std::size_t line = 0; line < longest; ++line) {
+    const std::string first = line_of(ranks[0], line);
+    std::vector<std::string> others;
+    for (std::size_t rank = 1; rank < ranks.size(); ++rank) {
+      if (const std::string other = line_of(ranks[rank], line); other != first) {
+        others.push_back(fmt::format("rank {} has {}", rank, other));
+      }
+    }
+    if (!others.empty()) {
+      return fmt::format("where rank 0 has {}, {}", first, fmt::join(others, ", "));
+    }
+  }
+  return {};
+}
+
+}  // namespace distro::exchange
