@@ -43,7 +43,7 @@ def create(group: Any, pg_options: object = None) -> Any:  # noqa: ANN401 - torc
         torch.distributed.DistBackendError: the ranks do not agree, or one of them does not come.
     """
     core = extension()
-    from torch_distro import _modules, _stats
+    from torch_distro import _attach, _stats
 
     if pg_options is not None and not isinstance(pg_options, Options):
         raise TypeError(
@@ -54,25 +54,23 @@ def create(group: Any, pg_options: object = None) -> Any:  # noqa: ANN401 - torc
     rank, size, timeout = group.group_rank, group.group_size, group.timeout
     handle = core.join(group.store, rank, size, timeout, overrides)
     try:
-        inner = _gloo(group.store, rank, size, timeout, handle.bind_address)
+        inner = _gloo(dist.PrefixStore(f"distro/{handle.round}/gloo", group.store), handle, timeout)
         backend = core.ProcessGroupDistro(handle, inner)
     except BaseException:
         handle.close()
         raise
     _stats.add(handle)
-    _modules.install()
+    _attach.install()
     return backend
 
 
-def _gloo(
-    store: dist.Store, rank: int, size: int, timeout: datetime.timedelta, address: str
-) -> dist.ProcessGroupGloo:
+def _gloo(store: dist.Store, handle: Any, timeout: datetime.timedelta) -> dist.ProcessGroupGloo:  # noqa: ANN401
     """The backend of what stays exact, on the same address as the exchange."""
     options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._timeout = timeout
-    options._devices = [_gloo_device(address or "127.0.0.1")]
+    options._devices = [_gloo_device(handle.bind_address or "127.0.0.1")]
     options._threads = 2
-    return dist.ProcessGroupGloo(dist.PrefixStore("distro/gloo", store), rank, size, options)
+    return dist.ProcessGroupGloo(store, handle.rank, handle.world_size, options)
 
 
 def _gloo_device(address: str) -> Any:  # noqa: ANN401 - a type that torch does not export

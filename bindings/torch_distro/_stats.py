@@ -10,6 +10,9 @@ from typing import Any
 
 import torch.distributed as dist
 
+from torch_distro._attach import modules_of
+from torch_distro._groups import backends_of
+
 # Every group that is open, or whose counters are to be written at exit; the one list of this
 # package's groups.
 _groups: list[Any] = []
@@ -20,25 +23,6 @@ def add(group: Any) -> None:  # noqa: ANN401 - the extension's Group
     """Note a new group: it is closed at exit if the script does not, and its counters written."""
     _groups[:] = [other for other in _groups if not other.closed or other.stats_path]
     _groups.append(group)
-
-
-def backends_of(group: dist.ProcessGroup) -> list[Any]:
-    """The distro backends of a process group, one for each device type that has one."""
-    from torch_distro._extension import extension
-
-    found: list[Any] = []
-    for device in group._device_types:
-        try:
-            backend = group._get_backend(device)
-        except RuntimeError:
-            continue
-        # TORCH_DISTRIBUTED_DEBUG=DETAIL puts a checking wrapper around every backend.
-        backend = getattr(backend, "wrapped_pg", backend)
-        if isinstance(backend, extension().ProcessGroupDistro) and not any(
-            backend.group is other.group for other in found
-        ):
-            found.append(backend)
-    return found
 
 
 def stats(group: dist.ProcessGroup | None = None) -> dict[str, Any]:
@@ -69,8 +53,6 @@ def stats(group: dist.ProcessGroup | None = None) -> dict[str, Any]:
 
 
 def _snapshot(group: Any) -> dict[str, Any]:  # noqa: ANN401
-    from torch_distro._modules import modules_of
-
     return {**group.stats(), "modules": modules_of(group)}
 
 

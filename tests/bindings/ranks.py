@@ -18,7 +18,13 @@ import torch_distro
 
 TIMEOUT_SECONDS = 60
 
-PRELOADED = ["torch", "torch.distributed.optim", "torch._dynamo", "torch_distro._modules"]
+PRELOADED = [
+    "torch",
+    "torch.distributed.optim",
+    "torch._dynamo",
+    "torch_distro._attach",
+    "torch_distro._stats",
+]
 
 
 def _child(

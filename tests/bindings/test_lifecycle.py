@@ -150,6 +150,41 @@ def test_a_script_that_forgets_to_destroy_its_group_ends_cleanly_and_writes_its_
     assert written[0]["modules"][0]["name"] == "Linear"
 
 
+AGAIN = (
+    FORGETFUL.replace("dist.init_process_group", "for _ in range(3):\n  dist.init_process_group")
+    .replace("\nmodule", "\n  module")
+    .replace("\noptimizer", "\n  optimizer")
+    .replace("\nfor _ in range(4):\n    module", "\n  for _ in range(4):\n    module")
+    + "  dist.destroy_process_group()\nprint('done')\n"
+)
+
+
+def test_start_and_destroy_again_on_the_launchers_own_store(tmp_path: Path) -> None:
+    done = _script(AGAIN, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("done") == 2
+
+
+def test_stats_name_the_modules_of_a_script_whose_model_lives_in_a_function(
+    tmp_path: Path,
+) -> None:
+    import json
+
+    body = (
+        FORGETFUL.split("dist.init_process_group")[0] + "def main():\n    dist.init_process_group"
+    )
+    body += FORGETFUL.split("dist.init_process_group")[1].replace("\n", "\n    ") + "\nmain()\n"
+    done = _script(body, tmp_path, DISTRO_STATS=str(tmp_path / "stats.json"))
+    assert done.returncode == 0, done.stderr
+    written = json.loads((tmp_path / "stats.rank0.json").read_text())
+    assert written["modules"][0] == {
+        "name": "Linear",
+        "mode": "weights",
+        "reason": "DDP, 10100 trainable parameters",
+        "exchanges": 3,
+    }
+
+
 CONTRACT = [
     "exchanges", "reductions", "exact", "gradient_bytes",
     "payload_bytes_sent", "payload_bytes_received", "socket_bytes_sent", "socket_bytes_received",

@@ -34,6 +34,23 @@ def test_a_bad_variable_is_a_value_error_that_lists_what_is_allowed(
             assert part in error.message
 
 
+def _one_bad(rank: int, size: int, path: str) -> bool:
+    options = torch_distro.Options(k=0 if rank == 1 else 6)
+    dist.init_process_group(
+        "distro", init_method=f"file://{path}", rank=rank, world_size=size, pg_options=options
+    )
+    return True
+
+
+def test_a_bad_option_on_one_rank_is_named_to_the_others_at_once(tmp_path: Path) -> None:
+    errors = fail(3, _one_bad, f"{tmp_path}/store", backend=None, deadline=30)
+    assert errors[1].kind == "OptionError"
+    for error in (errors[0], errors[2]):
+        assert error.kind == "DistBackendError"
+        assert "rank 1 cannot start" in error.message
+        assert "k" in error.message
+
+
 def _different(rank: int, size: int, path: str) -> bool:
     options = torch_distro.Options(k=6 + rank // 2, threads=rank + 1)
     dist.init_process_group(

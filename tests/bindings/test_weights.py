@@ -204,13 +204,21 @@ def _folds(rank: int, size: int) -> dict[str, Any]:
         checksums.append(torch_distro.stats()["reference_checksum"])
         del module
         gc.collect()
-    return {"checksums": checksums, "modules": len(torch_distro.stats()["modules"])}
+    from torch_distro._attach import _attachments
+
+    recorded = torch_distro.stats()["modules"]
+    return {
+        "checksums": checksums,
+        "alive": len(_attachments),
+        "exchanges": [module["exchanges"] for module in recorded],
+    }
 
 
 def test_fold_after_fold_leaves_nothing_behind() -> None:
     results = run(2, _folds)
     assert results[0] == results[1]
-    assert results[0]["modules"] == 0
+    assert results[0]["alive"] == 0
+    assert results[0]["exchanges"] == [3, 3, 3]
 
 
 def _load(rank: int, size: int, delay: int) -> dict[str, Any]:
@@ -381,21 +389,128 @@ def _uneven(rank: int, size: int) -> dict[str, Any]:
 
     module = wrapped()
     optimizer = adamw(module)
-    with Join([module]):
-        train(module, optimizer, batches(rank, 6 if rank == 0 else 3))
+    for epoch in range(2):
+        with Join([module]):
+            train(module, optimizer, batches(rank + 10 * epoch, 6 if rank == 0 else 1 + 2 * epoch))
     stats = torch_distro.stats()
+    torch_distro.average(module)
     return {
         "weights": flat(module),
         "exchanges": stats["exchanges"],
+        "resyncs": stats["resyncs"],
         "checksum": stats["reference_checksum"],
     }
 
 
-def test_join_with_uneven_inputs_keeps_the_reference() -> None:
-    results = run(2, _uneven)
-    assert torch.equal(results[0]["weights"], results[1]["weights"])
-    assert results[0]["checksum"] == results[1]["checksum"]
-    assert results[0]["exchanges"] == results[1]["exchanges"] == 5
+@pytest.mark.parametrize("delay", ["0", "1"])
+def test_join_with_uneven_inputs_over_two_epochs(delay: str) -> None:
+    results = run(2, _uneven, env={"DISTRO_DELAY": delay})
+    assert torch.equal(results[0].pop("weights"), results[1].pop("weights"))
+    assert results[0] == results[1]
+    assert results[0]["exchanges"] == 11
+    assert results[0]["resyncs"] == 1  # join() copied one rank's weights to all after the first
+
+
+def _container(rank: int, size: int) -> list[list[float]]:
+    pair = nn.ModuleList([wrapped(0), wrapped(1)])
+    optimizer = torch.optim.SGD(pair.parameters(), lr=0.0)
+    for module in pair:
+        train(module, optimizer, batches(rank, 3))
+    pair.load_state_dict({name: torch.full_like(w, 5.0) for name, w in pair.state_dict().items()})
+    for module in pair:
+        train(module, optimizer, batches(rank, 3))
+    return [sorted(set(flat(module).tolist())) for module in pair]
+
+
+def test_loading_a_container_of_wrapped_modules_marks_all_of_them() -> None:
+    assert run(2, _container) == [[[5.0], [5.0]]] * 2
+
+
+def _skipping(rank: int, size: int) -> int:
+    module = wrapped()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
+    for step, x in enumerate(batches(rank, 6)):
+        optimizer.zero_grad()
+        module(x).square().mean().backward()
+        if not (rank == 1 and step < 2):  # as a GradScaler does on an overflow
+            optimizer.step()
+    return torch_distro.stats()["reference_checksum"]
+
+
+def test_optimizer_steps_that_one_rank_skips_do_not_disturb() -> None:
+    first, second = run(2, _skipping)
+    assert first == second
+
+
+def _rewrapped(rank: int, size: int) -> float:
+    model = Mixed()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    model(batches(rank, 1)[0]).square().mean().backward()
+    optimizer.step()  # before the wrapper is there
+    module = DistributedDataParallel(model)
+    train(module, optimizer, batches(rank, 4))
+    return torch_distro.state_dict(module)["share"]
+
+
+def test_an_optimizer_that_stepped_before_the_module_was_wrapped_is_known() -> None:
+    assert run(2, _rewrapped) == [0.5, 0.5]  # gain 1 over two ranks
+
+
+class Buffered(nn.Module):
+    """A module whose buffers DDP broadcasts at every forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(20, 300), nn.BatchNorm1d(300), nn.Linear(300, 20))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+def _broken_with_buffers(rank: int, size: int) -> bool:
+    torch.manual_seed(0)
+    module = DistributedDataParallel(Buffered())
+
+    def break_it(step: int) -> None:
+        if rank == 1 and step == 4:
+            with torch.no_grad():
+                module.module.net[0].bias[3] = float("inf")
+
+    try:
+        train(module, adamw(module), batches(rank, 9), break_it)
+    except dist.DistBackendError:
+        time.sleep(3)  # a rank that stays alive after its error must not hold up the others
+        raise
+    return True
+
+
+def test_a_non_finite_weight_is_named_where_ranks_wait_for_buffers() -> None:
+    for error in fail(2, _broken_with_buffers):
+        assert error.kind == "DistBackendError"
+        assert "rank 1" in error.message
+        assert "net.0.bias" in error.message
+
+
+def _catches(rank: int, size: int) -> list[str]:
+    module = wrapped()
+    optimizer = adamw(module)
+    messages = []
+    for step, x in enumerate(batches(rank, 8)):
+        try:
+            train(module, optimizer, [x])
+        except dist.DistBackendError as error:
+            messages.append(str(error))
+            continue
+        if rank == 1 and step == 3:
+            with torch.no_grad():
+                module.module.scale.fill_(float("nan"))
+    return messages
+
+
+def test_a_script_that_catches_the_error_meets_it_again_instead_of_going_on_alone() -> None:
+    for messages in run(2, _catches):
+        assert len(messages) >= 3
+        assert all("scale" in message for message in messages)
 
 
 def _average_any(rank: int, size: int) -> torch.Tensor:
