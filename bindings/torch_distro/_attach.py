@@ -244,9 +244,9 @@ def _wrap_edit(original: Callable[..., Any]) -> Callable[..., Any]:
 def _wrap_join(original: Callable[..., Any]) -> Callable[..., Any]:
     """Under join() ranks without data shadow the others' collectives; here all are at one place.
 
-    Ranks with data come in their forward, after the all-reduces of join() itself; ranks without come
-    before they shadow the backward. A sync point before those all-reduces would wait for ranks that
-    wait in them.
+    Ranks with data come in their forward, after the all-reduces of join() itself; ranks without
+    come before they shadow the backward. A sync point before those all-reduces would wait for ranks
+    that wait in them.
     """
 
     def check(self: DistributedDataParallel, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
