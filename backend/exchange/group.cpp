@@ -10,6 +10,11 @@
 namespace distro::exchange {
 namespace {
 
+// Entries kept per 4096 up to which an exchange may travel during a step without harm: 6 and 32
+// were measured to train well, 128 not (integration/quickstart --k 6 32 128, with and without
+// DISTRO_DELAY=0). Lower warns of what works, higher is silent about what does not.
+constexpr std::uint32_t kLargestDelayedK = 48;
+
 int threads(const Options& options, int local_ranks) {
   if (options.threads > 0) {
     return options.threads;
@@ -22,6 +27,16 @@ int threads(const Options& options, int local_ranks) {
 std::shared_ptr<Group> Group::join(const Identity& identity, const Options& options,
                                    BlobStore& store) {
   transport::set_log_level(options.log_level);
+  if (identity.rank == 0 && identity.world_size > 1 && options.delay == 1 &&
+      options.mode != Mode::dense && options.k > kLargestDelayedK) {
+    transport::log_once(transport::LogLevel::warning, "delayed k",
+                        fmt::format("DISTRO_K={} with DISTRO_DELAY=1: what many entries tell comes "
+                                    "a step late, and trainings in which "
+                                    "more than {} of 4096 travelled so ended worse than without "
+                                    "communication. Use DISTRO_DELAY=0, "
+                                    "or fewer entries.",
+                                    options.k, kLargestDelayedK));
+  }
   Meeting meeting;
   if (identity.world_size > 1) {
     meeting = meet(store, identity, options);
