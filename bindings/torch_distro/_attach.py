@@ -197,7 +197,9 @@ def _after_optimizer_step(optimizer: torch.optim.Optimizer, _args: object, _kwar
 
 
 def _attachments_of(parameters: Any) -> list[Attachment]:  # noqa: ANN401 - any iterable of parameters
-    owners = {_owners[id(parameter)] for parameter in parameters if id(parameter) in _owners}
+    # In the parameters' order: averaging several is collective, so all ranks need the same order.
+    keys = (id(parameter) for parameter in parameters)
+    owners = dict.fromkeys(_owners[key] for key in keys if key in _owners)
     return [attachment for owner in owners if (attachment := owner()) is not None]
 
 
@@ -232,11 +234,12 @@ def _wrap_edit(original: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def edit(self: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        result = original(self, *args, **kwargs)
-        for attachment in owners_of(self):
-            if attachment.exchanged:
-                attachment.synchroniser.mark()
-        return result
+        try:
+            return original(self, *args, **kwargs)
+        finally:  # a load that raises has copied what fitted
+            for attachment in owners_of(self):
+                if attachment.exchanged:
+                    attachment.synchroniser.mark()
 
     return edit
 
