@@ -55,10 +55,6 @@ std::vector<std::byte> non_finite_body(std::size_t tensor) {
   return body;
 }
 
-std::string ranks_text(const std::vector<int>& ranks) {
-  return fmt::format("{} {}", ranks.size() == 1 ? "rank" : "ranks", fmt::join(ranks, ", "));
-}
-
 Correspondence::Correspondence(std::shared_ptr<Group> group, std::vector<TensorSpec> tensors)
     : group_(std::move(group)),
       tensors_(std::move(tensors)),

@@ -82,7 +82,4 @@ class Correspondence {
 /// Body of a message of a rank whose weights are not finite: the tensor's index, u32.
 std::vector<std::byte> non_finite_body(std::size_t tensor);
 
-/// "rank 2", "ranks 0, 1".
-std::string ranks_text(const std::vector<int>& ranks);
-
 }  // namespace distro::exchange

@@ -81,10 +81,6 @@ auto read(Board& board, const std::string& what, int rank, const Identity& ident
   }
 }
 
-std::string ranks_text(const std::vector<int>& ranks) {
-  return fmt::format("{} {}", ranks.size() == 1 ? "rank" : "ranks", fmt::join(ranks, ", "));
-}
-
 // "k: ranks 0, 1 have 6; rank 2 has 8", or nothing if all have the same.
 std::string difference(const std::string& option,
                        const std::map<std::string, std::vector<int>>& ranks_by_value) {
@@ -168,6 +164,10 @@ std::uint64_t random_group() {
 }
 
 }  // namespace
+
+std::string ranks_text(const std::vector<int>& ranks) {
+  return fmt::format("{} {}", ranks.size() == 1 ? "rank" : "ranks", fmt::join(ranks, ", "));
+}
 
 Meeting meet(BlobStore& store, const Identity& identity, const Options& options) {
   Board board(store, identity.world_size);

@@ -48,4 +48,7 @@ Meeting meet(BlobStore& store, const Identity& identity, const Options& options)
 /// it.
 void decline(BlobStore& store, const Identity& identity, const std::string& reason);
 
+/// "rank 2", "ranks 0, 1": how error texts name ranks.
+std::string ranks_text(const std::vector<int>& ranks);
+
 }  // namespace distro::exchange
