@@ -158,7 +158,7 @@ def attach(module: DistributedDataParallel) -> None:
         keys = [id(parameter) for _, parameter in trainable(module)]
         _owners.update(dict.fromkeys(keys, owner))
         weakref.finalize(attachment, _forget, keys, owner)
-        module.register_forward_pre_hook(torch.compiler.disable(_before_forward), prepend=True)
+        module.register_forward_pre_hook(_before_forward, prepend=True)
         return
 
 
@@ -277,9 +277,12 @@ def _wrap_sharded_optimizer(original: Callable[..., Any]) -> Callable[..., Any]:
 @functools.cache
 def install() -> None:
     """Wrap what must be wrapped, once a process."""
+    global _before_forward
     from torch.distributed.optim import ZeroRedundancyOptimizer
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
+    # Once, and under its own name: a wrapper that carries the hook is pickled by that name.
+    _before_forward = torch.compiler.disable(_before_forward)
     _wrap(DistributedDataParallel, "__init__", _wrap_init)
     _wrap(DistributedDataParallel, "register_comm_hook", _wrap_hook)
     _wrap(DistributedDataParallel, "_register_builtin_comm_hook", _wrap_hook)

@@ -426,6 +426,50 @@ def test_loading_a_container_of_wrapped_modules_marks_all_of_them() -> None:
     assert run(2, _container) == [[[5.0], [5.0]]] * 2
 
 
+def _pickled(rank: int, size: int) -> bool:
+    import io
+
+    module = wrapped()
+    train(module, adamw(module), batches(rank, 3))
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    buffer.seek(0)
+    return torch.equal(flat(torch.load(buffer, weights_only=False)), flat(module))
+
+
+def test_a_wrapped_module_can_be_saved_whole_and_loaded() -> None:
+    assert run(2, _pickled) == [True, True]
+
+
+def _averaged_container(rank: int, size: int) -> list[torch.Tensor]:
+    several = nn.ModuleList([wrapped(seed) for seed in range(6)])
+    for module in several:
+        train(module, adamw(module), batches(rank, 3))
+    torch_distro.average(several)
+    return [flat(module) for module in several]
+
+
+def test_average_of_a_container_takes_its_modules_in_one_order_on_all_ranks() -> None:
+    first, second = run(2, _averaged_container)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def _partial_load(rank: int, size: int) -> list[float]:
+    module = wrapped()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
+    train(module, optimizer, batches(rank, 3))
+    state = {name: torch.full_like(w, 0.5) for name, w in module.module.state_dict().items()}
+    del state["scale"]
+    with pytest.raises(RuntimeError, match="scale"):
+        module.module.load_state_dict(state)
+    train(module, optimizer, batches(rank, 3))
+    return sorted(set(module.module.first.weight.detach().flatten().tolist()))
+
+
+def test_what_a_load_that_raises_has_copied_is_kept() -> None:
+    assert run(2, _partial_load) == [[0.5], [0.5]]
+
+
 def _skipping(rank: int, size: int) -> int:
     module = wrapped()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
