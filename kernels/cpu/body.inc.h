@@ -48,6 +48,7 @@ inline float absorb_one(typename Format::Element x, float w, float& r, float sha
 
 struct F64 {
   using Element = double;
+  static double store(float value) { return static_cast<double>(value); }
 };
 
 template <>
@@ -319,5 +320,8 @@ std::uint64_t checksum(const float* w, std::size_t n, std::uint64_t first) noexc
   }
   return sum;
 }
+
+#include "kernels/cpu/blocks.inc.h"
+#include "kernels/cpu/dct.inc.h"
 
 }  // namespace

@@ -2,6 +2,7 @@
 #include <cstdint>
 
 #include "kernels/cpu/isa.h"
+#include "kernels/dct_basis.h"
 #include "kernels/half.h"
 
 namespace distro::kernels {
@@ -10,8 +11,9 @@ namespace scalar {
 #include "kernels/cpu/body.inc.h"
 
 const KernelTable& kernel_table() noexcept {
-  static constexpr KernelTable kTable{Isa::scalar, absorb, restore, finite,
-                                      adopt,       select, checksum};
+  static constexpr KernelTable kTable{Isa::scalar, absorb,   restore,    finite,  adopt,
+                                      select,      checksum, gather,     scatter, decay_and_add,
+                                      signs,       dct,      inverse_dct};
   return kTable;
 }
 

@@ -6,7 +6,8 @@
 #include <span>
 #include <vector>
 
-#include "plugins/weights_record.h"
+#include "plugins/geometry.h"
+#include "plugins/record_coder.h"
 
 namespace {
 
@@ -22,7 +23,7 @@ void check(bool promise) {
 
 void try_parse(const Geometry& geometry, distro::plugins::RecordFormat format,
                std::span<const std::byte> body) {
-  const RecordCoder coder(geometry, format);
+  const RecordCoder coder(geometry.layout(), format);
   ParsedRecord record;
   try {
     record = coder.parse(body);

@@ -8,7 +8,8 @@
 #include <random>
 #include <string>
 
-#include "plugins/weights_record.h"
+#include "plugins/geometry.h"
+#include "plugins/record_coder.h"
 #include "simulation.h"
 
 namespace distro::plugins {
@@ -25,7 +26,7 @@ void expect_valid(const Geometry& geometry, std::uint32_t k, const ParsedRecord&
   for (std::size_t t = 0; t < geometry.tiles().size(); ++t) {
     const std::size_t n = geometry.tiles()[t].elements;
     ASSERT_LE(record.first[t], record.first[t + 1]);
-    ASSERT_LE(record.first[t + 1] - record.first[t], Geometry::kept(k, n));
+    ASSERT_LE(record.first[t + 1] - record.first[t], TileLayout::kept(k, n));
     for (std::size_t i = record.first[t]; i < record.first[t + 1]; ++i) {
       ASSERT_LT(record.index[i], n);
       ASSERT_TRUE(i == record.first[t] || record.index[i - 1] < record.index[i]);
@@ -104,7 +105,8 @@ class HandWritten : public testing::Test {
     std::memcpy(body.data(), &length, kLengthBytes);
     body.insert(body.end(), section.begin(), section.end());
     try {
-      expect_valid(geometry_, kTen, RecordCoder(geometry_, {kTen, value_bits}).parse(body));
+      expect_valid(geometry_, kTen,
+                   RecordCoder(geometry_.layout(), {kTen, value_bits}).parse(body));
     } catch (const RecordError& error) {
       return error.what();
     }

@@ -1,0 +1,26 @@
+#pragma once
+
+#include <span>
+
+#include "kernels/kernels.h"
+#include "plugins/gradient.h"
+#include "plugins/gradient_layout.h"
+
+/// One tile's part in a step of the gradient codec.
+namespace distro::plugins {
+
+/// M = beta * M + transform(gradient); m points at the tile's first value.
+void absorb_gradient(const kernels::KernelTable& kernels, const GradientConfig& config,
+                     std::span<const GradientBlock> blocks, const TensorView& gradient,
+                     float* m) noexcept;
+
+/// The result of what all ranks sent for this tile.
+void decode_tile(const kernels::KernelTable& kernels, const GradientConfig& config,
+                 std::span<const GradientBlock> blocks, std::size_t tile,
+                 std::span<const Contribution> contributions, const TensorView& out) noexcept;
+
+/// NaN in all elements of the tile.
+void fill_nan(const kernels::KernelTable& kernels, std::span<const GradientBlock> blocks,
+              const TensorView& out) noexcept;
+
+}  // namespace distro::plugins
