@@ -4,7 +4,7 @@
 #include <cstdint>
 
 /// The mathematics of the exchange on flat memory. Pure noexcept functions on memory that the
-/// caller owns: no allocation, no threads, no I/O. One body (kernels/cpu/body.inc.h) is compiled
+/// caller owns: no allocation, no threads, no I/O. One body (kernels/cpu/body.inc) is compiled
 /// once per instruction set, with floating-point contraction off and in a fixed order, so that
 /// every table below gives the same bits.
 namespace distro::kernels {

@@ -176,7 +176,7 @@ EncodedGradients GradientCodec::encode(std::span<const TensorView> gradients,
     const bool finite = !std::binary_search(encoded.non_finite.begin(), encoded.non_finite.end(),
                                             static_cast<std::uint32_t>(tensor));
     RunWriter writer = state.coder.writer(run, staging);
-    std::array<std::uint16_t, kernels::kTileElements> index;
+    std::array<std::uint16_t, kernels::kTileElements> index{};
     for (const GradientTile& tile : state.layout.tiles(tiles)) {
       float* const m = residuals[tensor]->coefficients.data() + tile.begin;
       std::size_t count = 0;
@@ -212,10 +212,11 @@ void GradientCodec::decode(std::span<const Contribution> contributions,
     const std::size_t tensor = state.tensor_of(tiles);
     const bool finite = !std::binary_search(non_finite.begin(), non_finite.end(),
                                             static_cast<std::uint32_t>(tensor));
+    DecodeScratch scratch;
     for (std::size_t t = tiles.first_tile; t < tiles.first_tile + tiles.tiles; ++t) {
       const std::span<const GradientBlock> blocks = state.layout.blocks(state.layout.tiles()[t]);
       if (finite) {
-        decode_tile(state.kernels, state.config, blocks, t, contributions, out[tensor]);
+        decode_tile(state.kernels, state.config, blocks, t, contributions, out[tensor], scratch);
       } else {
         fill_nan(state.kernels, blocks, out[tensor]);
       }

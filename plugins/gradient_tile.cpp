@@ -4,35 +4,41 @@
 #include <array>
 #include <limits>
 
-#include "kernels/sparse_sum.h"
-
 namespace distro::plugins {
 namespace {
-
-using TileValues = std::array<float, kernels::kTileElements>;
 
 /// The weighted sum of what all ranks sent, in rank order; demo divides it by the weight of those
 /// that sent anything.
 void sum_up(GradientMethod method, std::size_t tile, std::span<const Contribution> contributions,
-            TileValues& sums) noexcept {
-  kernels::SparseSum sum;
+            DecodeScratch& scratch) noexcept {
+  kernels::SparseSum& sum = scratch.sum;
   for (const auto& [record, weight] : contributions) {
     sum.add(weight, record->indices(tile), record->values(tile));
   }
-  sum.take(sums.data());
+  sum.take(scratch.sums.data());
   if (method == GradientMethod::ef) {
     return;
   }
-  TileValues ones;
-  ones.fill(1.0F);
+  scratch.values.fill(1.0F);
   for (const auto& [record, weight] : contributions) {
     const std::span<const std::uint16_t> index = record->indices(tile);
-    sum.add(weight, index, std::span(ones).first(index.size()));
+    sum.add(weight, index, std::span(scratch.values).first(index.size()));
   }
-  TileValues weights{};
-  sum.take(weights.data());
-  for (std::size_t i = 0; i < sums.size(); ++i) {
-    sums[i] = weights[i] > 0.0F ? sums[i] / weights[i] : 0.0F;
+  sum.take(scratch.weights.data());
+  for (std::size_t i = 0; i < scratch.sums.size(); ++i) {
+    const float weight = scratch.weights[i];
+    scratch.sums[i] = weight > 0.0F ? scratch.sums[i] / weight : 0.0F;
+  }
+}
+
+/// Zero again where any rank sent something.
+void clear(std::size_t tile, std::span<const Contribution> contributions,
+           DecodeScratch& scratch) noexcept {
+  for (const Contribution& contribution : contributions) {
+    for (const std::uint16_t i : contribution.record->indices(tile)) {
+      scratch.sums[i] = 0.0F;
+      scratch.weights[i] = 0.0F;
+    }
   }
 }
 
@@ -41,8 +47,8 @@ void sum_up(GradientMethod method, std::size_t tile, std::span<const Contributio
 void absorb_gradient(const kernels::KernelTable& kernels, const GradientConfig& config,
                      std::span<const GradientBlock> blocks, const TensorView& gradient,
                      float* m) noexcept {
-  TileValues values;
-  TileValues coefficients;
+  std::array<float, kernels::kTileElements> values;
+  std::array<float, kernels::kTileElements> coefficients;
   for (const GradientBlock& block : blocks) {
     kernels.gather(gradient.dtype, address(gradient, block.first), block.stride, values.data(),
                    block.rows, block.columns);
@@ -57,15 +63,16 @@ void absorb_gradient(const kernels::KernelTable& kernels, const GradientConfig& 
 
 void decode_tile(const kernels::KernelTable& kernels, const GradientConfig& config,
                  std::span<const GradientBlock> blocks, std::size_t tile,
-                 std::span<const Contribution> contributions, const TensorView& out) noexcept {
-  TileValues sums{};
-  sum_up(config.method, tile, contributions, sums);
-  TileValues values;
+                 std::span<const Contribution> contributions, const TensorView& out,
+                 DecodeScratch& scratch) noexcept {
+  sum_up(config.method, tile, contributions, scratch);
   for (const GradientBlock& block : blocks) {
-    float* result = sums.data() + block.tile_begin;
+    const float* const sums = scratch.sums.data() + block.tile_begin;
+    float* const result = scratch.values.data();
     if (config.transform == Transform::dct) {
-      kernels.inverse_dct(result, values.data(), block.rows, block.columns);
-      result = values.data();
+      kernels.inverse_dct(sums, result, block.rows, block.columns);
+    } else {
+      std::copy_n(sums, block.elements(), result);
     }
     if (config.method == GradientMethod::demo) {
       kernels.signs(result, block.elements());
@@ -73,11 +80,12 @@ void decode_tile(const kernels::KernelTable& kernels, const GradientConfig& conf
     kernels.scatter(out.dtype, result, address(out, block.first), block.stride, block.rows,
                     block.columns);
   }
+  clear(tile, contributions, scratch);
 }
 
 void fill_nan(const kernels::KernelTable& kernels, std::span<const GradientBlock> blocks,
               const TensorView& out) noexcept {
-  TileValues values;
+  std::array<float, kernels::kTileElements> values;
   values.fill(std::numeric_limits<float>::quiet_NaN());
   for (const GradientBlock& block : blocks) {
     kernels.scatter(out.dtype, values.data(), address(out, block.first), block.stride, block.rows,

@@ -133,7 +133,7 @@ void WeightsCodec::State::run_tiles(const Pass& pass, std::size_t run) {
   RunResult& result = results[run];
   RunWriter writer = coder.writer(run, staging);
   kernels::SparseSum sum;
-  std::array<std::uint16_t, kernels::kTileElements> index;
+  std::array<std::uint16_t, kernels::kTileElements> index{};
   for (std::size_t t = tiles.first_tile; t < tiles.first_tile + tiles.tiles; ++t) {
     const Tile& tile = geometry.tiles()[t];
     const std::span<const Segment> segments = geometry.segments(tile);

@@ -6,7 +6,7 @@
 
 namespace distro::kernels::avx512 {
 
-#include "kernels/cpu/body.inc.h"
+#include "kernels/cpu/body.inc"
 
 const KernelTable& kernel_table() noexcept {
   static constexpr KernelTable kTable{Isa::avx512, absorb,   restore,    finite,  adopt,

@@ -8,7 +8,7 @@
 namespace distro::kernels {
 namespace scalar {
 
-#include "kernels/cpu/body.inc.h"
+#include "kernels/cpu/body.inc"
 
 const KernelTable& kernel_table() noexcept {
   static constexpr KernelTable kTable{Isa::scalar, absorb,   restore,    finite,  adopt,
