@@ -4,7 +4,7 @@
 #include <cstdint>
 
 /// The mathematics of the exchange on flat memory. Pure noexcept functions on memory that the
-/// caller owns: no allocation, no threads, no I/O. One body (kernels/cpu/body.inc.h) is compiled
+/// caller owns: no allocation, no threads, no I/O. One body (kernels/cpu/body.inc) is compiled
 /// once per instruction set, with floating-point contraction off and in a fixed order, so that
 /// every table below gives the same bits.
 namespace distro::kernels {
@@ -14,7 +14,8 @@ inline constexpr std::size_t kTileElements = 4096;
 
 enum class Isa : std::uint8_t { scalar, avx2, avx512 };
 
-/// Element type of the script's weights. The reference and the residual are always f32.
+/// Element type of the script's weights and gradients. The reference and the residual are always
+/// f32.
 enum class DType : std::uint8_t { f32, f64, f16, bf16 };
 
 [[nodiscard]] constexpr std::size_t size_of(DType dtype) noexcept {
@@ -30,8 +31,9 @@ enum class DType : std::uint8_t { f32, f64, f16, bf16 };
   return 0;
 }
 
-/// A weight of this magnitude or more counts as non-finite: a run that is there has diverged, and
-/// below it no sum or difference of weights and moves that the codecs form can overflow.
+/// A weight or gradient of this magnitude or more counts as non-finite: a run that is there has
+/// diverged, and below it no sum or difference of weights, moves or gradients that the codecs form
+/// can overflow.
 inline constexpr float kLargestWeight = 0x1p100F;
 
 /// What absorb() saw of the optimizer's move.
@@ -71,6 +73,31 @@ struct KernelTable {
   /// Sum over j of mix(first + j, bits of w[j]), modulo 2^64: order-independent, so it can be kept
   /// up to date by subtracting an entry's old mix and adding its new one.
   std::uint64_t (*checksum)(const float* w, std::size_t n, std::uint64_t first) noexcept;
+
+  /// block = x rounded to f32: a rows x columns part of a matrix whose rows are `stride` elements
+  /// apart; the block's rows lie side by side.
+  void (*gather)(DType dtype, const void* x, std::size_t stride, float* block, std::size_t rows,
+                 std::size_t columns) noexcept;
+
+  /// x = block rounded to x's type: the reverse.
+  void (*scatter)(DType dtype, const float* block, void* x, std::size_t stride, std::size_t rows,
+                  std::size_t columns) noexcept;
+
+  /// m = beta * m + c.
+  void (*decay_and_add)(float* m, const float* c, std::size_t n, float beta) noexcept;
+
+  /// x = 1, 0 or -1 by its sign; 0 for a NaN.
+  void (*signs)(float* x, std::size_t n) noexcept;
+
+  /// The orthonormal DCT-II of a block by rows and columns, sides 1 to 64. Coefficients lie by
+  /// columns: that of row frequency u and column frequency v at coefficients[v * rows + u].
+  /// Finite input.
+  void (*dct)(const float* block, float* coefficients, std::size_t rows,
+              std::size_t columns) noexcept;
+
+  /// The inverse of dct(). The fewer columns of coefficients are not all zero, the faster.
+  void (*inverse_dct)(const float* coefficients, float* block, std::size_t rows,
+                      std::size_t columns) noexcept;
 };
 
 /// The table of an instruction set; scalar where the CPU lacks it.

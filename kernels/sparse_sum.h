@@ -10,7 +10,7 @@
 namespace distro::kernels {
 
 /// The weighted sum of sparse entries in one tile, in fp32 and in the order of the calls. 16.5 KiB,
-/// for the stack; empty after construction and after move_into().
+/// for the stack; empty after construction, move_into() and take().
 class SparseSum {
  public:
   SparseSum() noexcept = default;
@@ -24,7 +24,14 @@ class SparseSum {
   /// touched entry must lie inside w.
   std::uint64_t move_into(float* w, float gain, std::uint64_t first) noexcept;
 
+  /// out[j] = sum[j] at every entry that was touched; empties the sum.
+  void take(float* out) noexcept;
+
  private:
+  /// Calls visit(j) for every entry that was touched, ascending; empties the sum.
+  template <class Visit>
+  void drain(const Visit& visit) noexcept;
+
   static constexpr std::size_t kWordBits = 64;
   std::array<float, kTileElements> sum_{};
   std::array<std::uint64_t, kTileElements / kWordBits> touched_{};

@@ -5,12 +5,13 @@
 namespace distro::plugins {
 namespace {
 
-constexpr std::size_t kRunTiles = 16;
-
-void add_runs(std::vector<TileRun>& runs, std::size_t first_tile, std::size_t end_tile) {
-  for (std::size_t tile = first_tile; tile < end_tile; tile += kRunTiles) {
-    runs.push_back({tile, std::min(kRunTiles, end_tile - tile)});
+/// Adds these tiles, which share runs.
+void add_runs(TileLayout& layout, std::span<const Tile> tiles) {
+  std::vector<std::size_t> sizes;
+  for (const Tile& tile : tiles) {
+    sizes.push_back(tile.elements);
   }
+  layout.add(sizes);
 }
 
 }  // namespace
@@ -31,7 +32,7 @@ Geometry::Geometry(std::span<const std::size_t> elements)
       segments_.push_back({tensor, begin, 0, n});
       elements_ += n;
     }
-    add_runs(runs_, first_tile, tiles_.size());
+    add_runs(layout_, tiles().subspan(first_tile));
   }
 
   const std::size_t first_pool_tile = tiles_.size();
@@ -53,7 +54,7 @@ Geometry::Geometry(std::span<const std::size_t> elements)
       begin += n;
     }
   }
-  add_runs(runs_, first_pool_tile, tiles_.size());
+  add_runs(layout_, tiles().subspan(first_pool_tile));
 }
 
 }  // namespace distro::plugins

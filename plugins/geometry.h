@@ -5,7 +5,7 @@
 #include <span>
 #include <vector>
 
-#include "kernels/kernels.h"
+#include "plugins/tile_layout.h"
 
 namespace distro::plugins {
 
@@ -25,14 +25,8 @@ struct Tile {
   std::size_t segments = 0;
 };
 
-/// Tiles that share one scale and are one task: at most 16, of one tensor (or of the pool of small
-/// tensors).
-struct TileRun {
-  std::size_t first_tile = 0;
-  std::size_t tiles = 0;
-};
-
-/// How the weights of a module are cut into tiles; the same on all ranks.
+/// How the weights of a module are cut into tiles; the same on all ranks. A run of tiles is of one
+/// tensor, or of the pool of small ones.
 ///
 /// Flat order of W and R: first every tensor of at least 4096 elements, in order, each beginning a
 /// tile of its own and cut every 4096 elements; then the pool: all smaller tensors, one after the
@@ -52,12 +46,9 @@ class Geometry {
   [[nodiscard]] std::span<const Segment> segments(const Tile& tile) const noexcept {
     return std::span(segments_).subspan(tile.first_segment, tile.segments);
   }
-  [[nodiscard]] std::span<const TileRun> runs() const noexcept { return runs_; }
-
-  /// Entries that a tile of n elements keeps: ceil(k n / 4096).
-  [[nodiscard]] static std::size_t kept(std::uint32_t k, std::size_t n) noexcept {
-    return (std::size_t{k} * n + kernels::kTileElements - 1) / kernels::kTileElements;
-  }
+  /// The same tiles, as a record sees them.
+  [[nodiscard]] const TileLayout& layout() const noexcept { return layout_; }
+  [[nodiscard]] std::span<const TileRun> runs() const noexcept { return layout_.runs(); }
 
  private:
   std::size_t elements_ = 0;
@@ -65,7 +56,7 @@ class Geometry {
   std::vector<std::size_t> offsets_;
   std::vector<Tile> tiles_;
   std::vector<Segment> segments_;
-  std::vector<TileRun> runs_;
+  TileLayout layout_;
 };
 
 }  // namespace distro::plugins

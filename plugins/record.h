@@ -24,6 +24,21 @@ struct ParsedRecord {
   std::vector<std::uint32_t> first;
   std::vector<std::uint16_t> index;  ///< Within the tile.
   std::vector<float> value;          ///< q.
+
+  /// The entries of one tile.
+  [[nodiscard]] std::span<const std::uint16_t> indices(std::size_t tile) const noexcept {
+    return std::span(index).subspan(first[tile], first[tile + 1] - first[tile]);
+  }
+  [[nodiscard]] std::span<const float> values(std::size_t tile) const noexcept {
+    return std::span(value).subspan(first[tile], first[tile + 1] - first[tile]);
+  }
+};
+
+/// One participant's record in an exchange, with its weight (its share of all ranks; all weights
+/// sum to 1).
+struct Contribution {
+  const ParsedRecord* record = nullptr;
+  float weight = 0.0F;
 };
 
 }  // namespace distro::plugins

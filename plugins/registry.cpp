@@ -10,8 +10,8 @@ namespace {
 
 constexpr std::array kCodecs{
     CodecInfo{"weights", "what the optimizer did to the weights", true},
-    CodecInfo{"ef", "gradients with error feedback", false},
-    CodecInfo{"demo", "decoupled momentum (DeMo)", false},
+    CodecInfo{"ef", "gradients with error feedback", true},
+    CodecInfo{"demo", "decoupled momentum (DeMo)", true},
 };
 
 std::string allowed() {

@@ -8,8 +8,9 @@
 #include <stdexcept>
 #include <utility>
 
+#include "plugins/float_environment.h"
 #include "plugins/parallel.h"
-#include "plugins/weights_record.h"
+#include "plugins/record_coder.h"
 #include "plugins/weights_tile.h"
 
 namespace distro::plugins {
@@ -30,7 +31,7 @@ struct WeightsCodec::State {
   State(Geometry cut, WeightsConfig how)
       : geometry(std::move(cut)),
         kernels(kernels::table(how.isa)),
-        coder(geometry, {how.k, how.value_bits}),
+        coder(geometry.layout(), {how.k, how.value_bits}),
         w(geometry.elements()),
         r(geometry.elements()),
         staging(coder.staging_bytes()),
@@ -132,7 +133,7 @@ void WeightsCodec::State::run_tiles(const Pass& pass, std::size_t run) {
   RunResult& result = results[run];
   RunWriter writer = coder.writer(run, staging);
   kernels::SparseSum sum;
-  std::array<std::uint16_t, kernels::kTileElements> index;
+  std::array<std::uint16_t, kernels::kTileElements> index{};
   for (std::size_t t = tiles.first_tile; t < tiles.first_tile + tiles.tiles; ++t) {
     const Tile& tile = geometry.tiles()[t];
     const std::span<const Segment> segments = geometry.segments(tile);
@@ -145,7 +146,7 @@ void WeightsCodec::State::run_tiles(const Pass& pass, std::size_t run) {
       result.checksum += apply_tile(*pass.due, t, tile.begin, tile_w, tile_r, sum);
     }
     if (pass.select) {
-      const std::size_t kept = Geometry::kept(coder.format().k, tile.elements);
+      const std::size_t kept = TileLayout::kept(coder.format().k, tile.elements);
       const std::size_t count = kernels.select(tile_r, tile.elements, kept, index.data());
       writer.add(std::span(index).first(count), tile_r);
     }

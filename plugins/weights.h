@@ -11,15 +11,9 @@
 #include "kernels/kernels.h"
 #include "plugins/geometry.h"
 #include "plugins/record.h"
+#include "plugins/tensor_view.h"
 
 namespace distro::plugins {
-
-/// The script's weights of one parameter, as they lie in memory now. Borrowed for one call.
-struct TensorView {
-  void* data = nullptr;
-  kernels::DType dtype = kernels::DType::f32;
-  std::size_t elements = 0;
-};
 
 /// How the codec of one module works; the same on all ranks but for isa and threads, which change
 /// no bit.
@@ -27,13 +21,6 @@ struct WeightsConfig {
   std::uint32_t k = 6;           ///< Entries kept per 4096.
   std::uint32_t value_bits = 1;  ///< 1: sign x shared scale; 32: exact fp32 values.
   kernels::Isa isa = kernels::Isa::scalar;
-};
-
-/// One participant's record in an exchange, with its weight (its share of all ranks; all weights
-/// sum to 1).
-struct Contribution {
-  const ParsedRecord* record = nullptr;
-  float weight = 0.0F;
 };
 
 /// An exchange that is due: what every participant sent, in participant order.

@@ -1,13 +1,6 @@
 #include "plugins/weights_tile.h"
 
 namespace distro::plugins {
-namespace {
-
-void* address(const TensorView& tensor, std::size_t element) noexcept {
-  return static_cast<std::byte*>(tensor.data) + element * kernels::size_of(tensor.dtype);
-}
-
-}  // namespace
 
 std::optional<std::size_t> non_finite_in_tile(const kernels::KernelTable& kernels,
                                               std::span<const Segment> segments,
@@ -68,13 +61,11 @@ std::uint64_t apply_tile(const Due& due, std::size_t tile, std::size_t begin, fl
   }
   for (std::size_t participant = 0; participant < due.contributions.size(); ++participant) {
     const auto& [record, weight] = due.contributions[participant];
-    const std::size_t first = record->first[tile];
-    const std::size_t count = record->first[tile + 1] - first;
-    const auto index = std::span(record->index).subspan(first, count);
-    const auto value = std::span(record->value).subspan(first, count);
+    const std::span<const std::uint16_t> index = record->indices(tile);
+    const std::span<const float> value = record->values(tile);
     sum.add(weight, index, value);
     if (participant == due.own) {
-      for (std::size_t i = 0; i < count; ++i) {
+      for (std::size_t i = 0; i < index.size(); ++i) {
         r[index[i]] -= value[i];
       }
     }

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <cfenv>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -13,23 +12,6 @@
 
 /// One tile's part in a step of the `weights` codec. w and r point at the tile's first element.
 namespace distro::plugins {
-
-/// Round to nearest, subnormals kept, in this thread while it lives: a script may have asked for
-/// FTZ and DAZ (torch.set_flush_denormal), on one rank or one thread only, and W must have the same
-/// bits everywhere.
-class DefaultFloatEnvironment {
- public:
-  DefaultFloatEnvironment() noexcept {
-    std::fegetenv(&before_);
-    std::fesetenv(FE_DFL_ENV);
-  }
-  ~DefaultFloatEnvironment() { std::fesetenv(&before_); }
-  DefaultFloatEnvironment(const DefaultFloatEnvironment&) = delete;
-  DefaultFloatEnvironment& operator=(const DefaultFloatEnvironment&) = delete;
-
- private:
-  std::fenv_t before_{};
-};
 
 /// The first tensor that has a non-finite weight in the tile, if any.
 std::optional<std::size_t> non_finite_in_tile(const kernels::KernelTable& kernels,

@@ -2,13 +2,16 @@
 #include <cstdint>
 
 #include "kernels/cpu/isa.h"
+#include "kernels/dct_basis.h"
 
 namespace distro::kernels::avx2 {
 
-#include "kernels/cpu/body.inc.h"
+#include "kernels/cpu/body.inc"
 
 const KernelTable& kernel_table() noexcept {
-  static constexpr KernelTable kTable{Isa::avx2, absorb, restore, finite, adopt, select, checksum};
+  static constexpr KernelTable kTable{Isa::avx2, absorb,   restore,    finite,  adopt,
+                                      select,    checksum, gather,     scatter, decay_and_add,
+                                      signs,     dct,      inverse_dct};
   return kTable;
 }
 

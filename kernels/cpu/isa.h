@@ -2,7 +2,7 @@
 
 #include "kernels/kernels.h"
 
-/// The tables of the instruction sets, each defined by its own compilation of body.inc.h.
+/// The tables of the instruction sets, each defined by its own compilation of body.inc.
 namespace distro::kernels {
 
 namespace scalar {

@@ -2,16 +2,18 @@
 #include <cstdint>
 
 #include "kernels/cpu/isa.h"
+#include "kernels/dct_basis.h"
 #include "kernels/half.h"
 
 namespace distro::kernels {
 namespace scalar {
 
-#include "kernels/cpu/body.inc.h"
+#include "kernels/cpu/body.inc"
 
 const KernelTable& kernel_table() noexcept {
-  static constexpr KernelTable kTable{Isa::scalar, absorb, restore, finite,
-                                      adopt,       select, checksum};
+  static constexpr KernelTable kTable{Isa::scalar, absorb,   restore,    finite,  adopt,
+                                      select,      checksum, gather,     scatter, decay_and_add,
+                                      signs,       dct,      inverse_dct};
   return kTable;
 }
 

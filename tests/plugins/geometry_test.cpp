@@ -97,10 +97,10 @@ TEST(Geometry, CoversEveryWeightOnce) {
 }
 
 TEST(Geometry, KeptRoundsUp) {
-  EXPECT_EQ(Geometry::kept(6, 4096), 6U);
-  EXPECT_EQ(Geometry::kept(6, 1), 1U);
-  EXPECT_EQ(Geometry::kept(6, 683), 2U);
-  EXPECT_EQ(Geometry::kept(4096, 77), 77U);
+  EXPECT_EQ(TileLayout::kept(6, 4096), 6U);
+  EXPECT_EQ(TileLayout::kept(6, 1), 1U);
+  EXPECT_EQ(TileLayout::kept(6, 683), 2U);
+  EXPECT_EQ(TileLayout::kept(4096, 77), 77U);
 }
 
 }  // namespace

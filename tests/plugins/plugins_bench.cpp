@@ -13,6 +13,7 @@
 #include <random>
 #include <vector>
 
+#include "plugins/gradient.h"
 #include "plugins/weights.h"
 
 namespace distro::plugins {
@@ -116,6 +117,55 @@ void parse_8_peers(benchmark::State& state, WeightsConfig config) {
   });
 }
 
+/// A gradient bucket of one square-ish matrix, its codec, and what kPeers ranks sent.
+struct GradientBucket {
+  explicit GradientBucket(GradientConfig config)
+      : codec({{2560, kElements / 2560}}, config), gradient(kElements) {
+    std::mt19937 random(1);
+    std::normal_distribution<float> normal;
+    std::vector<float> noise(1 << 20);
+    for (float& value : noise) {
+      value = 1e-2F * normal(random);
+    }
+    for (std::size_t peer = 0; peer < kPeers; ++peer) {
+      for (std::size_t i = 0; i < kElements; ++i) {
+        gradient[i] = noise[(i + peer * 7919) % noise.size()];
+      }
+      records.push_back(codec.parse(encode().record));
+    }
+    for (const ParsedRecord& record : records) {
+      contributions.push_back({&record, 1.0F / kPeers});
+    }
+  }
+  EncodedGradients encode() {
+    Residual* const residuals[] = {&residual};
+    return codec.encode(views(), residuals);
+  }
+  std::vector<TensorView> views() { return {{gradient.data(), kernels::DType::f32, kElements}}; }
+
+  GradientCodec codec;
+  std::vector<float> gradient;
+  Residual residual;
+  std::vector<ParsedRecord> records;
+  std::vector<Contribution> contributions;
+};
+
+void gradient_encode(benchmark::State& state, GradientConfig config) {
+  GradientBucket bucket(config);
+  measure(state, [&] { benchmark::DoNotOptimize(bucket.encode()); });
+}
+
+void gradient_decode(benchmark::State& state, GradientConfig config, std::size_t peers) {
+  GradientBucket bucket(config);
+  measure(state, [&] {
+    bucket.codec.decode(std::span(bucket.contributions).first(peers), {}, bucket.views());
+  });
+}
+
+constexpr GradientConfig ef(kernels::Isa isa, Transform transform = Transform::dct) {
+  return {GradientMethod::ef, 6, 1, transform, 1.0F, isa};
+}
+
 constexpr WeightsConfig with(kernels::Isa isa, std::uint32_t k = 6) { return {k, 1, isa}; }
 
 BENCHMARK_CAPTURE(sync, scalar, with(kernels::Isa::scalar))->Arg(1)->UseManualTime();
@@ -125,6 +175,14 @@ BENCHMARK_CAPTURE(sync, k48, with(kernels::Isa::avx512, 48))->Arg(1)->UseManualT
 BENCHMARK_CAPTURE(sync_8_peers, k6, with(kernels::Isa::avx512))->Arg(1)->Arg(2)->UseManualTime();
 BENCHMARK_CAPTURE(apply_8_peers, k6, with(kernels::Isa::avx512))->Arg(1)->Arg(2)->UseManualTime();
 BENCHMARK_CAPTURE(parse_8_peers, k6, with(kernels::Isa::avx512))->Arg(1)->Arg(2)->UseManualTime();
+
+using kernels::Isa;
+BENCHMARK_CAPTURE(gradient_encode, scalar, ef(Isa::scalar))->Arg(1)->UseManualTime();
+BENCHMARK_CAPTURE(gradient_encode, avx2, ef(Isa::avx2))->Arg(1)->UseManualTime();
+BENCHMARK_CAPTURE(gradient_encode, avx512, ef(Isa::avx512))->Arg(1)->Arg(2)->UseManualTime();
+BENCHMARK_CAPTURE(gradient_encode, none, ef(Isa::avx512, Transform::none))->Arg(1)->UseManualTime();
+BENCHMARK_CAPTURE(gradient_decode, 1_peer, ef(Isa::avx512), 1)->Arg(1)->UseManualTime();
+BENCHMARK_CAPTURE(gradient_decode, 8_peers, ef(Isa::avx512), 8)->Arg(1)->Arg(2)->UseManualTime();
 
 }  // namespace
 }  // namespace distro::plugins

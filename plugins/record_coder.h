@@ -6,12 +6,12 @@
 #include <vector>
 
 #include "kernels/bits.h"
-#include "plugins/geometry.h"
 #include "plugins/record.h"
+#include "plugins/tile_layout.h"
 
 namespace distro::plugins {
 
-/// What both ends know of a record body beside the geometry.
+/// What both ends know of a record body beside the layout.
 struct RecordFormat {
   std::uint32_t k = 6;           ///< Entries kept per 4096.
   std::uint32_t value_bits = 1;  ///< 1: sign x bf16 scale of the run; 32: fp32 each.
@@ -21,7 +21,7 @@ struct RecordFormat {
 class RunWriter {
  public:
   /// `out` must have the room that RecordCoder gives a run.
-  RunWriter(const Geometry& geometry, const TileRun& run, RecordFormat format,
+  RunWriter(const TileLayout& layout, const TileRun& run, RecordFormat format,
             std::span<std::byte> out) noexcept;
 
   /// The next tile's entries: ascending indices, and r of the whole tile, non-zero at them.
@@ -32,7 +32,7 @@ class RunWriter {
  private:
   void write_tile(std::span<const std::uint16_t> index, const float* r) noexcept;
 
-  const Geometry* geometry_;
+  const TileLayout* layout_;
   TileRun run_;
   RecordFormat format_;
   std::span<std::byte> out_;
@@ -42,14 +42,14 @@ class RunWriter {
   double magnitudes_ = 0.0;
 };
 
-/// Writes and reads the body of the `weights` codec's record (docs/protocol.md). Stateless
-/// but for the layout that it derives from the geometry once, so all of it may run on any number of
+/// Writes and reads the body of a record (docs/protocol.md). Stateless
+/// but for the layout that it derives of it once, so all of it may run on any number of
 /// threads.
 class RecordCoder {
  public:
-  /// The geometry must outlive the coder. Throws std::invalid_argument where k is not 1 to 4096,
+  /// The layout must outlive the coder. Throws std::invalid_argument where k is not 1 to 4096,
   /// value_bits not 1 or 32, or the entries are more than 32 bits can count.
-  RecordCoder(const Geometry& geometry, RecordFormat format);
+  RecordCoder(const TileLayout& layout, RecordFormat format);
 
   [[nodiscard]] const RecordFormat& format() const noexcept { return format_; }
 
@@ -62,7 +62,7 @@ class RecordCoder {
                                                 std::span<const std::size_t> bits) const;
   /// The body that has no entry.
   [[nodiscard]] std::vector<std::byte> empty() const;
-  /// Check and unpack. Memory is bounded by the geometry, whatever the bytes say. Throws
+  /// Check and unpack. Memory is bounded by the layout, whatever the bytes say. Throws
   /// RecordError.
   [[nodiscard]] ParsedRecord parse(std::span<const std::byte> body) const;
 
@@ -76,7 +76,7 @@ class RecordCoder {
   };
   struct SectionReader;
 
-  const Geometry* geometry_;
+  const TileLayout* layout_;
   RecordFormat format_;
   std::vector<std::size_t> staged_;  ///< Where each run is staged, in bytes; one more for the end.
   std::vector<Section> sections_;

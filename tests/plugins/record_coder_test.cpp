@@ -1,4 +1,5 @@
-#include "plugins/weights_record.h"
+#include "plugins/record_coder.h"
+#include "plugins/geometry.h"
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -27,7 +28,7 @@ std::vector<std::byte> encode(const Geometry& geometry, const RecordCoder& coder
       const float* tile_r = r.data() + tile.begin;
       const std::size_t count =
           kernels::table(kernels::best_isa())
-              .select(tile_r, tile.elements, Geometry::kept(coder.format().k, tile.elements),
+              .select(tile_r, tile.elements, TileLayout::kept(coder.format().k, tile.elements),
                       index.data());
       writer.add(std::span(index).first(count), tile_r);
     }
@@ -37,7 +38,7 @@ std::vector<std::byte> encode(const Geometry& geometry, const RecordCoder& coder
 }
 
 void expect_round_trip(const Geometry& geometry, RecordFormat format, const std::vector<float>& r) {
-  const RecordCoder coder(geometry, format);
+  const RecordCoder coder(geometry.layout(), format);
   const ParsedRecord record = coder.parse(encode(geometry, coder, r));
   ASSERT_EQ(record.first.size(), geometry.tiles().size() + 1);
   ASSERT_EQ(record.index.size(), record.first.back());
@@ -50,7 +51,7 @@ void expect_round_trip(const Geometry& geometry, RecordFormat format, const std:
       std::vector<std::uint16_t>& index = expected.emplace_back(tile.elements);
       index.resize(kernels::table(kernels::Isa::scalar)
                        .select(r.data() + tile.begin, tile.elements,
-                               Geometry::kept(format.k, tile.elements), index.data()));
+                               TileLayout::kept(format.k, tile.elements), index.data()));
       for (const std::uint16_t i : index) {
         sum += std::abs(static_cast<double>(r[tile.begin + i]));
       }
@@ -79,7 +80,7 @@ void expect_round_trip(const Geometry& geometry, RecordFormat format, const std:
   }
 }
 
-TEST(WeightsRecord, ComesBackForRandomShapesAndCounts) {
+TEST(RecordCoder, ComesBackForRandomShapesAndCounts) {
   std::mt19937 random(8);
   std::normal_distribution<float> normal;
   for (int round = 0; round < 120; ++round) {
@@ -99,7 +100,7 @@ TEST(WeightsRecord, ComesBackForRandomShapesAndCounts) {
   }
 }
 
-TEST(WeightsRecord, ManySections) {
+TEST(RecordCoder, ManySections) {
   const std::vector<std::size_t> elements(150, 4096);  // a run each: three sections
   const Geometry geometry(elements);
   std::vector<float> r(geometry.elements());
@@ -111,7 +112,7 @@ TEST(WeightsRecord, ManySections) {
   expect_round_trip(geometry, {6, 32}, r);
 }
 
-TEST(WeightsRecord, TinyAndHugeValuesStayConsistent) {
+TEST(RecordCoder, TinyAndHugeValuesStayConsistent) {
   const std::vector<std::size_t> elements{8192};
   const Geometry geometry(elements);
   for (const float value : {std::numeric_limits<float>::denorm_min(), 4e-41F, 1e-40F, 1e-38F,
@@ -119,7 +120,7 @@ TEST(WeightsRecord, TinyAndHugeValuesStayConsistent) {
     std::vector<float> r(8192);
     r[17] = -value;
     r[5000] = value;
-    const RecordCoder coder(geometry, {6, 1});
+    const RecordCoder coder(geometry.layout(), {6, 1});
     const ParsedRecord record = coder.parse(encode(geometry, coder, r));
     if (value < 4.5e-41F) {  // below half of bf16's smallest: nothing is sent
       EXPECT_TRUE(record.index.empty());
@@ -133,27 +134,27 @@ TEST(WeightsRecord, TinyAndHugeValuesStayConsistent) {
   }
 }
 
-TEST(WeightsRecord, EmptyRecordHasNoEntries) {
+TEST(RecordCoder, EmptyRecordHasNoEntries) {
   const std::vector<std::size_t> elements{300000, 5};
   const Geometry geometry(elements);
   for (const std::uint32_t value_bits : {1U, 32U}) {
-    const RecordCoder coder(geometry, {6, value_bits});
+    const RecordCoder coder(geometry.layout(), {6, value_bits});
     const ParsedRecord record = coder.parse(coder.empty());
     EXPECT_EQ(record.first, std::vector<std::uint32_t>(geometry.tiles().size() + 1, 0));
     EXPECT_TRUE(record.index.empty());
   }
   const Geometry none(std::span<const std::size_t>{});
-  const RecordCoder coder(none, {6, 1});
+  const RecordCoder coder(none.layout(), {6, 1});
   EXPECT_TRUE(coder.empty().empty());
   EXPECT_TRUE(coder.parse({}).index.empty());
 }
 
-TEST(WeightsRecord, RefusesFormatsThatDoNotExist) {
+TEST(RecordCoder, RefusesFormatsThatDoNotExist) {
   const std::vector<std::size_t> elements{10};
   const Geometry geometry(elements);
-  EXPECT_THROW(RecordCoder(geometry, {0, 1}), std::invalid_argument);
-  EXPECT_THROW(RecordCoder(geometry, {4097, 1}), std::invalid_argument);
-  EXPECT_THROW(RecordCoder(geometry, {6, 2}), std::invalid_argument);
+  EXPECT_THROW(RecordCoder(geometry.layout(), {0, 1}), std::invalid_argument);
+  EXPECT_THROW(RecordCoder(geometry.layout(), {4097, 1}), std::invalid_argument);
+  EXPECT_THROW(RecordCoder(geometry.layout(), {6, 2}), std::invalid_argument);
 }
 
 /// GPT-2 small as Hugging Face cuts it: 148 tensors, 124 M weights.
@@ -172,12 +173,12 @@ std::vector<std::size_t> gpt2_small() {
   return elements;
 }
 
-TEST(WeightsRecord, Gpt2EarnsTheName) {
+TEST(RecordCoder, Gpt2EarnsTheName) {
   const std::vector<std::size_t> elements = gpt2_small();
   ASSERT_EQ(elements.size(), 148U);
   const Geometry geometry(elements);
   ASSERT_EQ(geometry.elements(), 124439808U);
-  const RecordCoder coder(geometry, {6, 1});
+  const RecordCoder coder(geometry.layout(), {6, 1});
   // A million random moves, repeated at shifting places: what matters is where the largest lie.
   std::mt19937 random(10);
   std::normal_distribution<float> normal;
@@ -207,10 +208,10 @@ TEST(WeightsRecord, Gpt2EarnsTheName) {
   EXPECT_EQ(coder.parse(body).index.size(), coder.parse(body).first.back());
 }
 
-TEST(WeightsRecord, FullTilesCostAtMost73AndAHalfBits) {
+TEST(RecordCoder, FullTilesCostAtMost73AndAHalfBits) {
   const std::vector<std::size_t> elements{4096 * 16 * 64};
   const Geometry geometry(elements);
-  const RecordCoder coder(geometry, {6, 1});
+  const RecordCoder coder(geometry.layout(), {6, 1});
   std::mt19937 random(11);
   std::normal_distribution<float> normal;
   std::vector<float> r(geometry.elements());

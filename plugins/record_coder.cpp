@@ -1,4 +1,4 @@
-#include "plugins/weights_record.h"
+#include "plugins/record_coder.h"
 
 #include <fmt/format.h>
 
@@ -36,17 +36,17 @@ std::uint16_t scale_of(double magnitudes, std::size_t entries) noexcept {
 
 }  // namespace
 
-RunWriter::RunWriter(const Geometry& geometry, const TileRun& run, RecordFormat format,
+RunWriter::RunWriter(const TileLayout& layout, const TileRun& run, RecordFormat format,
                      std::span<std::byte> out) noexcept
-    : geometry_(&geometry), run_(run), format_(format), out_(out), writer_(out) {
+    : layout_(&layout), run_(run), format_(format), out_(out), writer_(out) {
   if (format_.value_bits == 1) {
     writer_.put(0, kScaleBits);  // finish() knows it
   }
 }
 
 void RunWriter::write_tile(std::span<const std::uint16_t> index, const float* r) noexcept {
-  const std::size_t n = geometry_->tiles()[run_.first_tile + next_tile_++].elements;
-  const std::size_t kept = Geometry::kept(format_.k, n);
+  const std::size_t n = layout_->tile_size(run_.first_tile + next_tile_++);
+  const std::size_t kept = TileLayout::kept(format_.k, n);
   if (index.size() == kept) {
     writer_.put(1, 1);
   } else {
@@ -95,8 +95,8 @@ std::size_t RunWriter::finish() noexcept {
   return bits;
 }
 
-RecordCoder::RecordCoder(const Geometry& geometry, RecordFormat format)
-    : geometry_(&geometry), format_(format) {
+RecordCoder::RecordCoder(const TileLayout& layout, RecordFormat format)
+    : layout_(&layout), format_(format) {
   constexpr std::size_t kFull = kernels::kTileElements;
   if (format.k < 1 || format.k > kFull) {
     throw std::invalid_argument(fmt::format("k is {}; allowed: 1 to {}", format.k, kFull));
@@ -107,16 +107,17 @@ RecordCoder::RecordCoder(const Geometry& geometry, RecordFormat format)
   }
   const std::size_t full_gaps = kernels::largest_gaps_bits(kFull, format.k);
   std::size_t bytes = 0;
-  const std::span<const TileRun> runs = geometry.runs();
+  const std::span<const TileRun> runs = layout.runs();
   for (std::size_t run = 0; run < runs.size(); ++run) {
     if (run % kSectionRuns == 0) {
       sections_.push_back(
           {run, std::min(kSectionRuns, runs.size() - run), runs[run].first_tile, most_entries_});
     }
     std::size_t bits = kScaleBits;
-    for (const Tile& tile : geometry.tiles().subspan(runs[run].first_tile, runs[run].tiles)) {
-      const std::size_t n = tile.elements;
-      const std::size_t kept = Geometry::kept(format.k, n);
+    for (std::size_t tile = runs[run].first_tile; tile < runs[run].first_tile + runs[run].tiles;
+         ++tile) {
+      const std::size_t n = layout.tile_size(tile);
+      const std::size_t kept = TileLayout::kept(format.k, n);
       const std::size_t gaps = n == kFull ? full_gaps : kernels::largest_gaps_bits(n, kept);
       bits += 1 + count_bits(kept) + gaps + kept * format.value_bits;
       most_entries_ += kept;
@@ -132,7 +133,7 @@ RecordCoder::RecordCoder(const Geometry& geometry, RecordFormat format)
 }
 
 RunWriter RecordCoder::writer(std::size_t run, std::span<std::byte> staging) const noexcept {
-  return {*geometry_, geometry_->runs()[run], format_,
+  return {*layout_, layout_->runs()[run], format_,
           staging.subspan(staged_[run], staged_[run + 1] - staged_[run])};
 }
 
@@ -162,9 +163,9 @@ std::vector<std::byte> RecordCoder::assemble(std::span<const std::byte> staging,
 std::vector<std::byte> RecordCoder::empty() const {
   std::vector<std::byte> staging(staging_bytes());
   std::vector<std::size_t> bits;
-  for (std::size_t run = 0; run < geometry_->runs().size(); ++run) {
+  for (std::size_t run = 0; run < layout_->runs().size(); ++run) {
     RunWriter run_writer = writer(run, staging);
-    for (std::size_t tile = 0; tile < geometry_->runs()[run].tiles; ++tile) {
+    for (std::size_t tile = 0; tile < layout_->runs()[run].tiles; ++tile) {
       run_writer.add({}, nullptr);
     }
     bits.push_back(run_writer.finish());
@@ -183,7 +184,7 @@ struct RecordCoder::SectionReader {
   /// Returns the entries read. Leaves in first[t + 1] the entries of tile t.
   std::size_t read() {
     for (std::size_t run = section.first_run; run < section.first_run + section.runs; ++run) {
-      read_run(coder.geometry_->runs()[run]);
+      read_run(coder.layout_->runs()[run]);
     }
     if (reader.overrun()) {
       fail("ends too early");
@@ -222,8 +223,8 @@ struct RecordCoder::SectionReader {
   }
 
   void read_tile(std::size_t tile, float scale) {
-    const std::size_t n = coder.geometry_->tiles()[tile].elements;
-    const std::size_t kept = Geometry::kept(coder.format_.k, n);
+    const std::size_t n = coder.layout_->tile_size(tile);
+    const std::size_t kept = TileLayout::kept(coder.format_.k, n);
     std::size_t count = kept;
     if (reader.get(1) == 0) {
       count = reader.get(count_bits(kept));
@@ -299,7 +300,7 @@ ParsedRecord RecordCoder::parse(std::span<const std::byte> body) const {
   }
 
   ParsedRecord record;
-  record.first.resize(geometry_->tiles().size() + 1);
+  record.first.resize(layout_->tiles() + 1);
   record.index.resize(most_entries_);
   record.value.resize(most_entries_);
   std::vector<std::size_t> entries(sections_.size());

@@ -8,7 +8,10 @@
 #include <random>
 #include <string>
 
-#include "plugins/weights_record.h"
+#include "gradient_ranks.h"
+#include "plugins/geometry.h"
+#include "plugins/gradient_layout.h"
+#include "plugins/record_coder.h"
 #include "simulation.h"
 
 namespace distro::plugins {
@@ -17,15 +20,15 @@ namespace {
 constexpr std::size_t kLengthBytes = 4;
 
 /// Everything that a parsed record promises.
-void expect_valid(const Geometry& geometry, std::uint32_t k, const ParsedRecord& record) {
-  ASSERT_EQ(record.first.size(), geometry.tiles().size() + 1);
+void expect_valid(const TileLayout& layout, std::uint32_t k, const ParsedRecord& record) {
+  ASSERT_EQ(record.first.size(), layout.tiles() + 1);
   ASSERT_EQ(record.first.front(), 0U);
   ASSERT_EQ(record.first.back(), record.index.size());
   ASSERT_EQ(record.index.size(), record.value.size());
-  for (std::size_t t = 0; t < geometry.tiles().size(); ++t) {
-    const std::size_t n = geometry.tiles()[t].elements;
+  for (std::size_t t = 0; t < layout.tiles(); ++t) {
+    const std::size_t n = layout.tile_size(t);
     ASSERT_LE(record.first[t], record.first[t + 1]);
-    ASSERT_LE(record.first[t + 1] - record.first[t], Geometry::kept(k, n));
+    ASSERT_LE(record.first[t + 1] - record.first[t], TileLayout::kept(k, n));
     for (std::size_t i = record.first[t]; i < record.first[t + 1]; ++i) {
       ASSERT_LT(record.index[i], n);
       ASSERT_TRUE(i == record.first[t] || record.index[i - 1] < record.index[i]);
@@ -63,28 +66,62 @@ std::vector<std::byte> mutate(std::vector<std::byte> body, std::mt19937& random)
   return body;
 }
 
-TEST(HostileRecord, MutationsAreRefusedOrValid) {
+std::mt19937 printed_seed() {
   const auto seed = static_cast<std::uint32_t>(std::random_device{}());
   fmt::print("seed {}\n", seed);
-  RecordProperty("seed", fmt::format("{}", seed));
-  std::mt19937 random(seed);
+  testing::Test::RecordProperty("seed", fmt::format("{}", seed));
+  return std::mt19937(seed);
+}
+
+/// Mutates the body again and again: each is refused, or valid, and then `use` gets it.
+void expect_refused_or_valid(const TileLayout& layout, std::uint32_t k,
+                             const std::vector<std::byte>& body, std::mt19937& random,
+                             const auto& parse, const auto& use) {
+  int refused = 0;
+  for (int round = 0; round < 200; ++round) {
+    const std::vector<std::byte> mutated = mutate(body, random);
+    try {
+      const ParsedRecord record = parse(mutated);
+      expect_valid(layout, k, record);
+      use(record);
+    } catch (const RecordError& error) {
+      ++refused;
+      EXPECT_NE(std::string(error.what()).find("record"), std::string::npos) << error.what();
+    }
+  }
+  EXPECT_GT(refused, 20);
+}
+
+TEST(HostileRecord, MutationsAreRefusedOrValid) {
+  std::mt19937 random = printed_seed();
   for (const WeightsConfig config : {WeightsConfig{6, 1}, WeightsConfig{6, 32},
                                      WeightsConfig{300, 1}, WeightsConfig{4096, 32}}) {
     Simulation simulation(mixed_tensors(), config, {.ranks = 1});
     simulation.step(0.1);
     const WeightsCodec& codec = simulation.codecs[0];
-    const std::vector<std::byte>& body = simulation.last[0].record;
-    int refused = 0;
-    for (int round = 0; round < 200; ++round) {
-      const std::vector<std::byte> mutated = mutate(body, random);
-      try {
-        expect_valid(codec.geometry(), config.k, codec.parse(mutated));
-      } catch (const RecordError& error) {
-        ++refused;
-        EXPECT_NE(std::string(error.what()).find("record"), std::string::npos) << error.what();
-      }
-    }
-    EXPECT_GT(refused, 20);
+    expect_refused_or_valid(
+        codec.geometry().layout(), config.k, simulation.last[0].record, random,
+        [&](const auto& body) { return codec.parse(body); }, [](const ParsedRecord&) {});
+  }
+}
+
+TEST(HostileRecord, MutationsOfGradientsAreRefusedOrDecoded) {
+  std::mt19937 random = printed_seed();
+  const std::vector<GradientTensor> tensors = gradient_tensors();
+  const GradientLayout layout(shapes_of(tensors));
+  for (const GradientConfig& config :
+       {GradientConfig{GradientMethod::ef, 6, 1}, GradientConfig{GradientMethod::demo, 300, 32}}) {
+    GradientRank rank(tensors, config);
+    rank.draw(random);
+    int decoded = 0;
+    expect_refused_or_valid(
+        layout.layout(), config.k, rank.encode().record, random,
+        [&](const auto& body) { return rank.codec.parse(body); },
+        [&](const ParsedRecord& record) {
+          if (++decoded <= 10) {
+            (void)decode(rank.codec, rank.gradients, {{&record, 1.0F}});
+          }
+        });
   }
 }
 
@@ -104,7 +141,8 @@ class HandWritten : public testing::Test {
     std::memcpy(body.data(), &length, kLengthBytes);
     body.insert(body.end(), section.begin(), section.end());
     try {
-      expect_valid(geometry_, kTen, RecordCoder(geometry_, {kTen, value_bits}).parse(body));
+      expect_valid(geometry_.layout(), kTen,
+                   RecordCoder(geometry_.layout(), {kTen, value_bits}).parse(body));
     } catch (const RecordError& error) {
       return error.what();
     }

@@ -1,0 +1,97 @@
+#include "kernels/dct_basis.h"
+
+#include <array>
+#include <cmath>
+#include <numbers>
+
+namespace distro::kernels {
+namespace {
+
+/// cos(x) or sin(x) for 0 <= x <= pi/4, by their Taylor series, which fall below 2^-60 within these
+/// terms.
+double series(double x, bool sine) noexcept {
+  constexpr int kTerms = 11;
+  const double square = x * x;
+  const int shift = sine ? 1 : 0;
+  double sum = 1.0;
+  for (int term = kTerms; term > 0; --term) {
+    const int last = 2 * term + shift;
+    sum = 1.0 - sum * square / static_cast<double>(last * (last - 1));
+  }
+  return sine ? sum * x : sum;
+}
+
+/// cos(pi p / 2n), the angle brought to the first eighth of the circle in integers.
+double cosine(std::size_t p, std::size_t n) noexcept {
+  p %= 4 * n;
+  if (p > 2 * n) {
+    p = 4 * n - p;
+  }
+  const bool negative = p > n;
+  if (negative) {
+    p = 2 * n - p;
+  }
+  const bool sine = 2 * p > n;
+  const std::size_t q = sine ? n - p : p;
+  const double x = std::numbers::pi * static_cast<double>(q) / static_cast<double>(2 * n);
+  const double value = series(x, sine);
+  return negative ? -value : value;
+}
+
+/// Number of factors of one side.
+constexpr std::size_t factors(std::size_t side) noexcept {
+  std::size_t count = 0;
+  for (; side % 2 == 0; side /= 2) {
+    count += side / 2 * (side / 2);
+  }
+  return count + side * side;
+}
+
+constexpr std::size_t all_factors() noexcept {
+  std::size_t count = 0;
+  for (std::size_t side = 1; side <= kLargestSide; ++side) {
+    count += factors(side);
+  }
+  return count;
+}
+
+struct Bases {
+  Bases() noexcept {
+    float* next = factor.data();
+    for (std::size_t side = 1; side <= kLargestSide; ++side) {
+      begin[side] = next;
+      next = fill(next, side);
+    }
+  }
+
+  static float* fill(float* next, std::size_t side) noexcept {
+    const double scale = std::sqrt(2.0 / static_cast<double>(side));
+    std::size_t m = side;
+    for (; m % 2 == 0; m /= 2) {
+      for (std::size_t k = 0; k < m / 2; ++k) {
+        for (std::size_t i = 0; i < m / 2; ++i) {
+          *next++ = static_cast<float>(scale * cosine((2 * i + 1) * (2 * k + 1), m));
+        }
+      }
+    }
+    const double mean = std::sqrt(1.0 / static_cast<double>(side));
+    for (std::size_t k = 0; k < m; ++k) {
+      for (std::size_t i = 0; i < m; ++i) {
+        *next++ = static_cast<float>(k == 0 ? mean : scale * cosine((2 * i + 1) * k, m));
+      }
+    }
+    return next;
+  }
+
+  std::array<float, all_factors()> factor{};
+  std::array<const float*, kLargestSide + 1> begin{};
+};
+
+}  // namespace
+
+const float* dct_basis(std::size_t side) noexcept {
+  static const Bases kBases;
+  return kBases.begin[side];
+}
+
+}  // namespace distro::kernels

@@ -1,0 +1,22 @@
+#pragma once
+
+#include <cstddef>
+
+namespace distro::kernels {
+
+/// Sides of a block that the transform knows: 1 to this.
+inline constexpr std::size_t kLargestSide = 64;
+
+/// The factors of the orthonormal DCT-II of one side (1 to kLargestSide), by its even-odd split:
+/// the even outputs of a DCT-II of even side m are the DCT-II of side m/2 of x[i] + x[m-1-i]; the
+/// odd ones are the DCT-IV of side m/2 of x[i] - x[m-1-i]. So for m = side, side/2, ... while m is
+/// even: the h x h factors of the odd outputs, h = m/2, factor[k * h + i] = s cos(pi (2i+1) (2k+1)
+/// / 2m), symmetric; then for the odd m that is left: the m x m factors of the whole DCT-II,
+/// factor[k * m + i] = s cos(pi (2i+1) k / 2m), row 0 divided by sqrt 2. s = sqrt(2 / side).
+///
+/// The same bits on every machine: computed in double by additions, multiplications, divisions and
+/// square roots in a fixed order, which IEEE 754 rounds alike everywhere, and not by a library's
+/// cosine, which it does not. All sides are computed at the first call (260 KB); any thread.
+[[nodiscard]] const float* dct_basis(std::size_t side) noexcept;
+
+}  // namespace distro::kernels

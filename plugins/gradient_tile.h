@@ -1,0 +1,38 @@
+#pragma once
+
+#include <array>
+#include <span>
+
+#include "kernels/kernels.h"
+#include "kernels/sparse_sum.h"
+#include "plugins/gradient.h"
+#include "plugins/gradient_layout.h"
+
+/// One tile's part in a step of the gradient codec.
+namespace distro::plugins {
+
+/// M = beta * M + transform(gradient); m points at the tile's first value.
+void absorb_gradient(const kernels::KernelTable& kernels, const GradientConfig& config,
+                     std::span<const GradientBlock> blocks, const TensorView& gradient,
+                     float* m) noexcept;
+
+/// Memory of one task that decodes, 64 KiB for the stack. Empty between tiles.
+struct DecodeScratch {
+  using Values = std::array<float, kernels::kTileElements>;
+  kernels::SparseSum sum;
+  Values sums{};
+  Values weights{};
+  Values values{};
+};
+
+/// The result of what all ranks sent for this tile.
+void decode_tile(const kernels::KernelTable& kernels, const GradientConfig& config,
+                 std::span<const GradientBlock> blocks, std::size_t tile,
+                 std::span<const Contribution> contributions, const TensorView& out,
+                 DecodeScratch& scratch) noexcept;
+
+/// NaN in all elements of the tile.
+void fill_nan(const kernels::KernelTable& kernels, std::span<const GradientBlock> blocks,
+              const TensorView& out) noexcept;
+
+}  // namespace distro::plugins
