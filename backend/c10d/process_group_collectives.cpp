@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "backend/c10d/process_group_distro.h"
+#include "backend/c10d/reduction.h"
 
 // The collectives of ProcessGroupDistro: each hands its tensors to the inner backend by way of
 // exact().
@@ -11,25 +12,16 @@ namespace distro::c10d_backend {
 namespace {
 
 using c10d::OpType;
-using c10d::ReduceOp;
 using c10d::Work;
 using Tensors = std::vector<at::Tensor>;
 using TensorLists = std::vector<std::vector<at::Tensor>>;
 
-std::size_t bytes_of(const Tensors& tensors) {
-  std::size_t bytes = 0;
-  for (const auto& tensor : tensors) {
-    bytes += tensor.layout() == at::kStrided ? tensor.nbytes() : 0;
-  }
-  return bytes;
-}
-
-std::size_t bytes_of(const TensorLists& lists) {
-  std::size_t bytes = 0;
+Tensors flat(const TensorLists& lists) {
+  Tensors tensors;
   for (const auto& list : lists) {
-    bytes += bytes_of(list);
+    tensors.insert(tensors.end(), list.begin(), list.end());
   }
-  return bytes;
+  return tensors;
 }
 
 // torch 2.11 has no operation types for these two and files them under COALESCED.
@@ -51,161 +43,188 @@ constexpr Type reduce_scatter_tensor_coalesced_type() {
   }
 }
 
-// The options with SUM in place of AVG.
+// The caller's options with the operator that the inner backend is to use.
 template <typename Options>
-Options summing(Options options) {
-  if (options.reduceOp == ReduceOp::AVG) {
-    options.reduceOp = ReduceOp::SUM;
-  }
+Options with(const c10d::ReduceOp& op, Options options) {
+  options.reduceOp = op;
   return options;
 }
 
 }  // namespace
 
-std::function<void()> ProcessGroupDistro::division(const ReduceOp& op, Tensors outputs) const {
-  if (op != ReduceOp::AVG) {
-    return {};
-  }
-  return [outputs = std::move(outputs), size = getSize()]() mutable {
-    const at::NoGradGuard no_grad;
-    for (auto& output : outputs) {
-      if (at::isIntegralType(output.scalar_type(), /*includeBool=*/false)) {
-        output.div_(size, "trunc");
-      } else {
-        output.div_(size);
-      }
-    }
-  };
-}
-
 c10::intrusive_ptr<Work> ProcessGroupDistro::broadcast(Tensors& tensors,
                                                        const c10d::BroadcastOptions& options) {
-  return exact(OpType::BROADCAST, bytes_of(tensors), tensors,
+  return exact(OpType::BROADCAST, "distro:broadcast", tensors, tensors,
                [&] { return inner_->broadcast(tensors, options); });
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::allreduce(Tensors& tensors,
                                                        const c10d::AllreduceOptions& options) {
+  const Reduction reduction(options.reduceOp, getSize());
+  Tensors reduced = reduction.prepare(tensors);
   return exact(
-      OpType::ALLREDUCE, bytes_of(tensors), tensors,
-      [&] { return inner_->allreduce(tensors, summing(options)); },
-      division(options.reduceOp, tensors));
+      OpType::ALLREDUCE, "distro:all_reduce", tensors, tensors,
+      [&] { return inner_->allreduce(reduced, with(reduction.inner_op(), options)); },
+      reduction.conclude(reduced, tensors));
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::allreduce_sparse(
     Tensors& tensors, const c10d::AllreduceOptions& options) {
-  return exact(OpType::_ALLREDUCE_SPARSE, bytes_of(tensors), tensors,
+  return exact(OpType::_ALLREDUCE_SPARSE, "distro:sparse_all_reduce", tensors, tensors,
                [&] { return inner_->allreduce_sparse(tensors, options); });
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::allreduce_coalesced(
     Tensors& tensors, const c10d::AllreduceCoalescedOptions& options) {
+  const Reduction reduction(options.reduceOp, getSize());
+  Tensors reduced = reduction.prepare(tensors);
   return exact(
-      OpType::ALLREDUCE_COALESCED, bytes_of(tensors), tensors,
-      [&] { return inner_->allreduce_coalesced(tensors, summing(options)); },
-      division(options.reduceOp, tensors));
+      OpType::ALLREDUCE_COALESCED, "distro:all_reduce_coalesced", tensors, tensors,
+      [&] { return inner_->allreduce_coalesced(reduced, with(reduction.inner_op(), options)); },
+      reduction.conclude(reduced, tensors));
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::reduce(Tensors& tensors,
                                                     const c10d::ReduceOptions& options) {
+  const Reduction reduction(options.reduceOp, getSize());
+  Tensors reduced = reduction.prepare(tensors);
   return exact(
-      OpType::REDUCE, bytes_of(tensors), tensors,
-      [&] { return inner_->reduce(tensors, summing(options)); },
-      options.rootRank == getRank() ? division(options.reduceOp, tensors)
+      OpType::REDUCE, "distro:reduce", tensors, tensors,
+      [&] { return inner_->reduce(reduced, with(reduction.inner_op(), options)); },
+      options.rootRank == getRank() ? reduction.conclude(reduced, tensors)
                                     : std::function<void()>{});
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::allgather(TensorLists& outputs, Tensors& inputs,
                                                        const c10d::AllgatherOptions& options) {
-  return exact(OpType::ALLGATHER, bytes_of(inputs), Tensors{},
+  return exact(OpType::ALLGATHER, "distro:all_gather", inputs, flat(outputs),
                [&] { return inner_->allgather(outputs, inputs, options); });
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::_allgather_base(
     at::Tensor& output, at::Tensor& input, const c10d::AllgatherOptions& options) {
-  return exact(OpType::_ALLGATHER_BASE, input.nbytes(), {output},
+  return exact(OpType::_ALLGATHER_BASE, "distro:_all_gather_base", {input}, {output},
                [&] { return inner_->_allgather_base(output, input, options); });
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::allgather_coalesced(
     TensorLists& outputs, Tensors& inputs, const c10d::AllgatherOptions& options) {
-  return exact(OpType::ALLGATHER_COALESCED, bytes_of(inputs), Tensors{},
+  return exact(OpType::ALLGATHER_COALESCED, "distro:all_gather_coalesced", inputs, flat(outputs),
                [&] { return inner_->allgather_coalesced(outputs, inputs, options); });
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::allgather_into_tensor_coalesced(
     Tensors& outputs, Tensors& inputs, const c10d::AllgatherOptions& options) {
-  return exact(allgather_into_tensor_coalesced_type<OpType>(), bytes_of(inputs), outputs,
+  return exact(allgather_into_tensor_coalesced_type<OpType>(),
+               "distro:all_gather_into_tensor_coalesced", inputs, outputs,
                [&] { return inner_->allgather_into_tensor_coalesced(outputs, inputs, options); });
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::gather(TensorLists& outputs, Tensors& inputs,
                                                     const c10d::GatherOptions& options) {
-  return exact(OpType::GATHER, bytes_of(inputs), Tensors{},
+  return exact(OpType::GATHER, "distro:gather", inputs, flat(outputs),
                [&] { return inner_->gather(outputs, inputs, options); });
+}
+
+c10::intrusive_ptr<Work> ProcessGroupDistro::gather_into_tensor(
+    at::Tensor& output, at::Tensor& input, const c10d::GatherOptions& options) {
+  TensorLists parts;
+  if (options.rootRank == getRank()) {
+    TORCH_CHECK_VALUE(output.numel() == input.numel() * getSize() && output.is_contiguous(),
+                      "the output of gather_into_tensor is to be contiguous and to hold ",
+                      getSize(), " times the input's ", input.numel(), " elements, and holds ",
+                      output.numel());
+    auto sizes = input.sizes().vec();
+    sizes.insert(sizes.begin(), getSize());
+    parts.push_back(output.view(sizes).unbind());
+  }
+  Tensors inputs = {input};
+  return gather(parts, inputs, options);
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::scatter(Tensors& outputs, TensorLists& inputs,
                                                      const c10d::ScatterOptions& options) {
-  return exact(OpType::SCATTER, bytes_of(inputs), outputs,
+  return exact(OpType::SCATTER, "distro:scatter", flat(inputs), outputs,
                [&] { return inner_->scatter(outputs, inputs, options); });
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::reduce_scatter(
     Tensors& outputs, TensorLists& inputs, const c10d::ReduceScatterOptions& options) {
+  const Reduction reduction(options.reduceOp, getSize());
+  TensorLists prepared;
+  for (const auto& list : inputs) {
+    prepared.push_back(reduction.prepare(list));
+  }
+  Tensors reduced = reduction.receive(outputs);
   return exact(
-      OpType::REDUCE_SCATTER, bytes_of(inputs), outputs,
-      [&] { return inner_->reduce_scatter(outputs, inputs, summing(options)); },
-      division(options.reduceOp, outputs));
+      OpType::REDUCE_SCATTER, "distro:reduce_scatter", flat(inputs), outputs,
+      [&] {
+        return inner_->reduce_scatter(reduced, prepared, with(reduction.inner_op(), options));
+      },
+      reduction.conclude(reduced, outputs));
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::_reduce_scatter_base(
     at::Tensor& output, at::Tensor& input, const c10d::ReduceScatterOptions& options) {
+  const Reduction reduction(options.reduceOp, getSize());
+  Tensors prepared = reduction.prepare({input});
+  Tensors reduced = reduction.receive({output});
   return exact(
-      OpType::_REDUCE_SCATTER_BASE, input.nbytes(), {output},
-      [&] { return inner_->_reduce_scatter_base(output, input, summing(options)); },
-      division(options.reduceOp, {output}));
+      OpType::_REDUCE_SCATTER_BASE, "distro:_reduce_scatter_base", {input}, {output},
+      [&] {
+        return inner_->_reduce_scatter_base(reduced[0], prepared[0],
+                                            with(reduction.inner_op(), options));
+      },
+      reduction.conclude(reduced, {output}));
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::reduce_scatter_tensor_coalesced(
     Tensors& outputs, Tensors& inputs, const c10d::ReduceScatterOptions& options) {
+  const Reduction reduction(options.reduceOp, getSize());
+  Tensors prepared = reduction.prepare(inputs);
+  Tensors reduced = reduction.receive(outputs);
   return exact(
-      reduce_scatter_tensor_coalesced_type<OpType>(), bytes_of(inputs), outputs,
-      [&] { return inner_->reduce_scatter_tensor_coalesced(outputs, inputs, summing(options)); },
-      division(options.reduceOp, outputs));
+      reduce_scatter_tensor_coalesced_type<OpType>(), "distro:reduce_scatter_tensor_coalesced",
+      inputs, outputs,
+      [&] {
+        return inner_->reduce_scatter_tensor_coalesced(reduced, prepared,
+                                                       with(reduction.inner_op(), options));
+      },
+      reduction.conclude(reduced, outputs));
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::alltoall_base(at::Tensor& output, at::Tensor& input,
                                                            std::vector<int64_t>& output_splits,
                                                            std::vector<int64_t>& input_splits,
                                                            const c10d::AllToAllOptions& options) {
-  return exact(OpType::ALLTOALL_BASE, input.nbytes(), {output}, [&] {
+  return exact(OpType::ALLTOALL_BASE, "distro:all_to_all", {input}, {output}, [&] {
     return inner_->alltoall_base(output, input, output_splits, input_splits, options);
   });
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::alltoall(Tensors& outputs, Tensors& inputs,
                                                       const c10d::AllToAllOptions& options) {
-  return exact(OpType::ALLTOALL, bytes_of(inputs), outputs,
+  return exact(OpType::ALLTOALL, "distro:all_to_all", inputs, outputs,
                [&] { return inner_->alltoall(outputs, inputs, options); });
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::send(Tensors& tensors, int destination, int tag) {
-  return exact(OpType::SEND, bytes_of(tensors), tensors,
+  return exact(OpType::SEND, "distro:send", tensors, {},
                [&] { return inner_->send(tensors, destination, tag); });
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::recv(Tensors& tensors, int source, int tag) {
-  return exact(OpType::RECV, 0, tensors, [&] { return inner_->recv(tensors, source, tag); });
+  return exact(OpType::RECV, "distro:recv", {}, tensors,
+               [&] { return inner_->recv(tensors, source, tag); });
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::recvAnysource(Tensors& tensors, int tag) {
-  return exact(OpType::RECVANYSOURCE, 0, tensors,
+  return exact(OpType::RECVANYSOURCE, "distro:recv_any_source", {}, tensors,
                [&] { return inner_->recvAnysource(tensors, tag); });
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::barrier(const c10d::BarrierOptions& options) {
-  return exact(OpType::BARRIER, 0, Tensors{}, [&] { return inner_->barrier(options); });
+  return exact(OpType::BARRIER, "distro:barrier", {}, {}, [&] { return inner_->barrier(options); });
 }
 
 }  // namespace distro::c10d_backend
