@@ -79,6 +79,11 @@ std::optional<Address> find_interface(const std::string& name) {
 
 }  // namespace
 
+bool is_every_address(const std::string& text) {
+  const auto address = parse_ip(text);
+  return address && address->wildcard;
+}
+
 TcpPlan plan_tcp(const ChannelConfig& config) {
   const std::string& wanted = config.bind_address;
   auto address = parse_ip(wanted);

@@ -11,20 +11,25 @@ namespace {
 // Shorter blames nobody, longer delays the error.
 constexpr std::chrono::milliseconds kPatience{1000};
 
-[[noreturn]] void fail(const std::string& message) { C10_THROW_ERROR(DistBackendError, message); }
+// An error from which the group does not recover.
+[[noreturn]] void fail(const exchange::Group& group, const std::string& message) {
+  group.report_failure(message);
+  C10_THROW_ERROR(DistBackendError, message);
+}
 
 // The inner backend's errors come as std::runtime_error with addresses instead of ranks.
 [[noreturn]] void fail_inner(exchange::Group& group, const std::string& operation,
                              const char* what) {
   if (const auto lost = group.lost(kPatience)) {
     group.abort(lost->rank(), lost->what());
-    fail(fmt::format("rank {}: {} failed because of rank {}: {} (the inner backend says: {})",
+    fail(group,
+         fmt::format("rank {}: {} failed because of rank {}: {} (the inner backend says: {})",
                      group.rank(), operation, lost->rank(), lost->what(), what));
   }
-  fail(
-      fmt::format("rank {}: {} failed in the inner backend, and no rank is known to be dead; look "
-                  "at the logs of the other ranks: {}",
-                  group.rank(), operation, what));
+  fail(group,
+       fmt::format("rank {}: {} failed in the inner backend, and no rank is known to be dead; look "
+                   "at the logs of the other ranks: {}",
+                   group.rank(), operation, what));
 }
 
 }  // namespace
@@ -35,11 +40,12 @@ void translate(exchange::Group& group, const std::string& operation,
     work();
   } catch (const transport::PeerError& error) {
     group.abort(error.rank(), error.what());
-    fail(fmt::format("{} failed because of rank {}: {}", operation, error.rank(), error.what()));
+    fail(group,
+         fmt::format("{} failed because of rank {}: {}", operation, error.rank(), error.what()));
   } catch (const transport::TransportError& error) {
-    fail(fmt::format("{}: {}", operation, error.what()));
+    fail(group, fmt::format("{}: {}", operation, error.what()));
   } catch (const exchange::ExchangeError& error) {
-    fail(fmt::format("{}: {}", operation, error.what()));
+    fail(group, fmt::format("{}: {}", operation, error.what()));
   } catch (const c10::DistError&) {
     throw;
   } catch (const c10::Error&) {

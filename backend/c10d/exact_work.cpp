@@ -1,5 +1,9 @@
 #include "backend/c10d/exact_work.h"
 
+#include <fmt/format.h>
+
+#include <torch/csrc/distributed/c10d/exception.h>
+#include <atomic>
 #include <utility>
 
 #include "backend/c10d/errors.h"
@@ -20,17 +24,68 @@ c10::intrusive_ptr<c10::ivalue::Future> future_of(c10d::Work& work, c10d::OpType
   }
 }
 
+c10::intrusive_ptr<c10d::Work> started(exchange::Group& group, const std::string& operation,
+                                       const ExactWork::Start& start) {
+  c10::intrusive_ptr<c10d::Work> inner;
+  translate(group, operation, [&] { inner = start(); });
+  return inner;
+}
+
 }  // namespace
 
-ExactWork::ExactWork(c10::intrusive_ptr<c10d::Work> inner, std::shared_ptr<exchange::Group> group,
-                     c10d::OpType operation, std::vector<at::Tensor> outputs,
+class ExactWork::Completion {
+ public:
+  Completion(std::shared_ptr<Operations> operations, const Operations::Ticket& ticket,
+             std::function<void()> end_of_profile)
+      : operations_(std::move(operations)),
+        ticket_(ticket),
+        end_of_profile_(std::move(end_of_profile)) {}
+
+  // Success is visible here before the hooks run (who asks after them must see it), and the future
+  // completes after: who has waited finds the operation retired.
+  void succeed() {
+    succeeded_ = true;
+    if (!ended_.exchange(true)) {
+      end_profile();
+      operations_->finish(ticket_);
+    }
+  }
+
+  void fail() {
+    if (!ended_.exchange(true)) {
+      end_profile();
+    }
+  }
+
+  [[nodiscard]] bool succeeded() const { return succeeded_; }
+
+ private:
+  void end_profile() const {
+    if (end_of_profile_) {
+      end_of_profile_();
+    }
+  }
+
+  const std::shared_ptr<Operations> operations_;
+  const Operations::Ticket ticket_;
+  const std::function<void()> end_of_profile_;
+  std::atomic<bool> succeeded_{false};
+  std::atomic<bool> ended_{false};
+};
+
+ExactWork::ExactWork(const Call& call, std::shared_ptr<exchange::Group> group,
+                     std::shared_ptr<Operations> operations, const Start& start,
                      std::function<void()> last_act)
-    : Work(group->rank(), operation),
-      inner_(std::move(inner)),
+    : Work(group->rank(), call.type, call.title, call.inputs),
       group_(std::move(group)),
-      operation_(c10d::opTypeToString(operation)),
-      outputs_(std::move(outputs)) {
-  const auto inner_future = future_of(*inner_, operation);
+      operation_(c10d::opTypeToString(call.type)),
+      outputs_(call.outputs),
+      ticket_(call.ticket),
+      concluded_(last_act != nullptr),
+      inner_(started(*group_, operation_, start)),
+      completion_(std::make_shared<Completion>(std::move(operations), ticket_,
+                                               recordFunctionEndCallback_)) {
+  const auto inner_future = future_of(*inner_, call.type);
   if (!inner_future) {
     future_ =
         c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()));
@@ -40,11 +95,12 @@ ExactWork::ExactWork(c10::intrusive_ptr<c10d::Work> inner, std::shared_ptr<excha
   }
   future_ = c10::make_intrusive<c10::ivalue::Future>(inner_future->elementType(),
                                                      inner_future->devices());
-  // Runs in the inner backend's thread (or here, if it is done already). Holds no reference to this
-  // Work.
-  inner_future->addCallback([future = future_, group = group_, operation_name = operation_,
+  // Runs in the inner backend's thread (or here, if it is done already).
+  inner_future->addCallback([future = future_, group = group_, completion = completion_,
+                             operation_name = operation_, outputs = outputs_,
                              act = std::move(last_act)](c10::ivalue::Future& done) {
     if (done.hasError()) {
+      completion->fail();
       future->setError(translated(*group, operation_name, done.exception_ptr()));
       return;
     }
@@ -52,23 +108,32 @@ ExactWork::ExactWork(c10::intrusive_ptr<c10d::Work> inner, std::shared_ptr<excha
       if (act) {
         act();
       }
-      future->markCompleted(done.value());
     } catch (...) {
+      completion->fail();
       future->setError(std::current_exception());
+      return;
     }
+    completion->succeed();
+    future->markCompleted(act ? c10::IValue(outputs) : done.value());
   });
 }
 
 bool ExactWork::isCompleted() {
-  return completed_by_wait_ ? inner_->isCompleted() : future_->completed();
+  if (!completed_by_wait_) {
+    return completion_->succeeded() || future_->completed();
+  }
+  return inner_->isCompleted();
 }
 
 bool ExactWork::isSuccess() const {
-  return completed_by_wait_ ? inner_->isSuccess() : future_->completed() && !future_->hasError();
+  if (completed_by_wait_ && !future_->completed()) {
+    return inner_->isSuccess();
+  }
+  return completion_->succeeded();
 }
 
 std::exception_ptr ExactWork::exception() const {
-  if (completed_by_wait_) {
+  if (completed_by_wait_ && !future_->completed()) {
     return inner_->exception();
   }
   return future_->hasError() ? future_->exception_ptr() : nullptr;
@@ -76,7 +141,7 @@ std::exception_ptr ExactWork::exception() const {
 
 int ExactWork::sourceRank() const { return inner_->sourceRank(); }
 
-std::vector<at::Tensor> ExactWork::result() { return inner_->result(); }
+std::vector<at::Tensor> ExactWork::result() { return concluded_ ? outputs_ : inner_->result(); }
 
 void ExactWork::synchronize() {
   const WithoutPythonLock without_lock;
@@ -84,34 +149,54 @@ void ExactWork::synchronize() {
 }
 
 bool ExactWork::wait(std::chrono::milliseconds timeout) {
-  bool done = false;
-  if (!completed_by_wait_) {
+  return completed_by_wait_ ? wait_by_inner(timeout) : wait_by_future(timeout);
+}
+
+void ExactWork::throw_not_done(std::chrono::milliseconds timeout) const {
+  C10_THROW_ERROR(DistBackendError,
+                  fmt::format("rank {}: {} is not done after the {} ms that wait() was given; it "
+                              "goes on and may be waited for again",
+                              group_->rank(), operation_, timeout.count()));
+}
+
+bool ExactWork::wait_by_future(std::chrono::milliseconds timeout) {
+  bool done = true;
+  if (!future_->completed()) {
     try {
       done = inner_->wait(timeout);
     } catch (...) {
-      if (!future_->completed()) {  // the wait itself timed out; otherwise the future has the
-                                    // error, translated
-        std::rethrow_exception(translated(*group_, operation_, std::current_exception()));
+      if (!inner_->isCompleted()) {
+        throw_not_done(timeout);
       }
+      // The future is about to have the error, translated.
     }
-    future_->waitAndThrow();
-    return done;
   }
+  future_->waitAndThrow();
+  return done;
+}
+
+bool ExactWork::wait_by_inner(std::chrono::milliseconds timeout) {
   const std::lock_guard lock(wait_mutex_);
   if (future_->completed()) {
     future_->waitAndThrow();
     return true;
   }
+  bool done = false;
   try {
     translate(*group_, operation_, [&] { done = inner_->wait(timeout); });
     if (last_act_) {
       last_act_();
     }
-    future_->markCompleted(c10::IValue(outputs_));
   } catch (...) {
+    if (timeout != kNoTimeout && !inner_->isCompleted()) {
+      throw_not_done(timeout);
+    }
+    completion_->fail();
     future_->setError(std::current_exception());
     throw;
   }
+  completion_->succeed();
+  future_->markCompleted(c10::IValue(outputs_));
   return done;
 }
 
@@ -125,6 +210,10 @@ c10::intrusive_ptr<c10::ivalue::Future> ExactWork::getFuture() {
   return future_;
 }
 
-uint64_t ExactWork::getSequencenumber() const { return inner_->getSequencenumber(); }
+uint64_t ExactWork::getSequencenumber() const { return ticket_.sequence; }
+
+float ExactWork::getDuration() const { return inner_->getDuration(); }
+
+uint64_t ExactWork::getCompletionKey() const { return ticket_.key; }
 
 }  // namespace distro::c10d_backend

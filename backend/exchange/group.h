@@ -5,11 +5,13 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "backend/exchange/counters.h"
 #include "backend/exchange/mailbox.h"
@@ -46,9 +48,11 @@ class Group {
   [[nodiscard]] std::uint64_t round() const noexcept { return round_; }
 
   /// Now plus the group's time-out.
-  [[nodiscard]] transport::Deadline deadline() const {
-    return transport::Clock::now() + identity_.timeout;
-  }
+  [[nodiscard]] transport::Deadline deadline() const { return transport::Clock::now() + timeout(); }
+
+  /// How long to wait for other ranks. What waits already keeps the deadline it began with.
+  [[nodiscard]] std::chrono::milliseconds timeout() const noexcept { return timeout_; }
+  void set_timeout(std::chrono::milliseconds timeout) noexcept { timeout_ = timeout; }
 
   /// Ordinal of the next module: the same on all ranks, which make their modules in the same order.
   std::uint32_t next_module();
@@ -66,6 +70,16 @@ class Group {
   /// The rank that is known to be lost, waiting up to `patience` for the news. For naming the rank
   /// to blame when the inner backend fails with an error that names none.
   [[nodiscard]] std::optional<transport::PeerLost> lost(std::chrono::milliseconds patience) const;
+
+  /// Called with the reason of every error from which the group does not recover, by the thread that
+  /// met it. Must not throw. One observer; set it before the group is used.
+  using FailureObserver = std::function<void(std::string_view reason)>;
+  void observe_failure(FailureObserver observer) { failure_observer_ = std::move(observer); }
+  void report_failure(std::string_view reason) const noexcept {
+    if (failure_observer_) {
+      failure_observer_(reason);
+    }
+  }
 
   /// Deliver what was sent, say goodbye, close. Idempotent.
   void close() noexcept;
@@ -89,6 +103,8 @@ class Group {
   std::mutex mutex_;
   std::uint32_t modules_ = 0;  // guarded by mutex_
   std::atomic<bool> closed_{false};
+  std::atomic<std::chrono::milliseconds> timeout_;
+  FailureObserver failure_observer_;
 };
 
 }  // namespace distro::exchange
