@@ -73,7 +73,8 @@ std::function<void()> ProcessGroupDistro::division(const ReduceOp& op, Tensors o
     return {};
   }
   return [outputs = std::move(outputs), size = getSize()]() mutable {
-    const at::NoGradGuard no_grad;
+    // Another thread than the caller's, who may be in inference mode; ordinary tensors allow it too.
+    const c10::InferenceMode no_autograd;
     for (auto& output : outputs) {
       if (at::isIntegralType(output.scalar_type(), /*includeBool=*/false)) {
         output.div_(size, "trunc");

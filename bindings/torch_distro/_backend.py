@@ -45,7 +45,7 @@ def create(group: Any, pg_options: object = None) -> Any:  # noqa: ANN401 - torc
         torch.distributed.DistBackendError: the ranks do not agree, or one of them does not come.
     """
     core = extension()
-    from torch_distro import _attach, _stats
+    from torch_distro import _attach, _sharded, _stats
 
     if _default.is_foreign_options(pg_options):
         kind = type(pg_options).__qualname__
@@ -67,6 +67,7 @@ def create(group: Any, pg_options: object = None) -> Any:  # noqa: ANN401 - torc
         raise
     _stats.add(handle)
     _attach.install()
+    _sharded.install()
     return backend
 
 
