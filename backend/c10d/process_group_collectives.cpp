@@ -244,7 +244,7 @@ c10::intrusive_ptr<Work> ProcessGroupDistro::alltoall(Tensors& outputs, Tensors&
       OpType::ALLTOALL, "distro:all_to_all", inputs, outputs,
       [&] { return inner_->alltoall_base(received, sent, sizes_received, sizes_sent, options); },
       [received, sizes_received, outputs]() mutable {
-        const at::NoGradGuard no_grad;
+        const c10::InferenceMode no_autograd;  // as in Reduction::conclude
         const auto parts = received.split_with_sizes(sizes_received);
         for (std::size_t i = 0; i < outputs.size(); ++i) {
           outputs[i].copy_(parts[i].view(outputs[i].sizes()));
