@@ -15,6 +15,7 @@
 #include "backend/c10d/process_group_distro.h"
 #include "backend/c10d/store.h"
 #include "backend/exchange/group.h"
+#include "backend/exchange/stats_path.h"
 
 namespace py = pybind11;
 
@@ -111,6 +112,7 @@ std::shared_ptr<Group> join(const c10::intrusive_ptr<c10d::Store>& store, int ra
   try {
     const auto options =
         distro::exchange::resolve_options(distro::exchange::distro_environment(), overrides);
+    distro::exchange::check_stats_path(options.stats_path);
     return Group::join(identity, options, blobs);
   } catch (const distro::exchange::OptionError& error) {
     if (world_size > 1) {
@@ -230,8 +232,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
                   py::arg("reducer"))
       .def("before_forward", &ModuleSynchroniser::before_forward, release_gil())
       .def("set_optimizer", &ModuleSynchroniser::set_optimizer, py::arg("normalises"))
+      .def("watch_frozen", &ModuleSynchroniser::watch_frozen, py::arg("parameters"),
+           py::arg("names"))
       .def("mark", &ModuleSynchroniser::mark, release_gil())
-      .def("go_exact", &ModuleSynchroniser::go_exact)
+      .def("before_edit", &ModuleSynchroniser::before_edit, release_gil())
+      .def("after_edit", &ModuleSynchroniser::after_edit, release_gil())
+      .def("stay_exact", &ModuleSynchroniser::stay_exact, py::arg("reason"))
       .def("average", &ModuleSynchroniser::average, release_gil())
       .def_property_readonly("exact", &ModuleSynchroniser::exact)
       .def_property_readonly("exchanges",

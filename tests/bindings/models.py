@@ -32,6 +32,17 @@ class Mixed(nn.Module):
         return self.frozen(self.tied_again(torch.tanh(self.tied(x))))
 
 
+class Buffered(nn.Module):
+    """A module whose buffers DDP broadcasts at every forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(20, 300), nn.BatchNorm1d(300), nn.Linear(300, 20))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
 def batches(rank: int, steps: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1000 + rank)
     return [torch.randn(16, 20, generator=generator).to(dtype) for _ in range(steps)]
@@ -71,3 +82,9 @@ def flat(module: nn.Module) -> torch.Tensor:
     return torch.cat(
         [p.detach().double().flatten() for p in module.parameters() if p.requires_grad]
     )
+
+
+def adamw(module: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of most tests."""
+    # The default eps is zero in fp16.
+    return torch.optim.AdamW(module.parameters(), lr=1e-2, eps=1e-4)
