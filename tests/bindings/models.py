@@ -71,3 +71,9 @@ def flat(module: nn.Module) -> torch.Tensor:
     return torch.cat(
         [p.detach().double().flatten() for p in module.parameters() if p.requires_grad]
     )
+
+
+def adamw(module: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of most tests."""
+    # The default eps is zero in fp16.
+    return torch.optim.AdamW(module.parameters(), lr=1e-2, eps=1e-4)
