@@ -11,7 +11,6 @@ from models import adamw, batches, flat, train, wrapped
 from ranks import run
 from torch import nn
 
-
 STEPS = 12
 
 
