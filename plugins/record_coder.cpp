@@ -132,6 +132,10 @@ RecordCoder::RecordCoder(const TileLayout& layout, RecordFormat format)
   }
 }
 
+std::size_t RecordCoder::largest_body_bytes() const noexcept {
+  return staging_bytes() + sections_.size() * kLengthBytes;
+}
+
 RunWriter RecordCoder::writer(std::size_t run, std::span<std::byte> staging) const noexcept {
   return {*layout_, layout_->runs()[run], format_,
           staging.subspan(staged_[run], staged_[run + 1] - staged_[run])};

@@ -55,6 +55,8 @@ class RecordCoder {
 
   /// Bytes in which all runs can be staged side by side.
   [[nodiscard]] std::size_t staging_bytes() const noexcept { return staged_.back(); }
+  /// The largest body that any record of this geometry can have, in bytes.
+  [[nodiscard]] std::size_t largest_body_bytes() const noexcept;
   /// A writer of run `run` into its own part of the staging memory.
   [[nodiscard]] RunWriter writer(std::size_t run, std::span<std::byte> staging) const noexcept;
   /// The body, from all runs staged and the bits of each.

@@ -191,6 +191,11 @@ WeightsCodec& WeightsCodec::operator=(WeightsCodec&&) noexcept = default;
 
 const Geometry& WeightsCodec::geometry() const noexcept { return state_->geometry; }
 
+std::optional<std::size_t> WeightsCodec::first_non_finite(std::span<const TensorView> x) {
+  state_->check(x);
+  return state_->find_non_finite(x);
+}
+
 std::optional<std::size_t> WeightsCodec::begin(std::span<const TensorView> x) {
   State& state = *state_;
   state.check(x);
@@ -233,6 +238,11 @@ void WeightsCodec::apply(const Due& due) {
   state_->run({{}, nullptr, &due, false, nullptr});
 }
 
+void WeightsCodec::leave(std::span<const TensorView> x, float share) {
+  state_->check(x);
+  state_->run({x, nullptr, nullptr, false, &share});
+}
+
 std::vector<std::byte> WeightsCodec::empty_record() const { return state_->coder.empty(); }
 
 ParsedRecord WeightsCodec::parse(std::span<const std::byte> body) const {
@@ -249,6 +259,26 @@ std::span<const float> WeightsCodec::reference(std::size_t tensor) const noexcep
 std::span<const float> WeightsCodec::residual(std::size_t tensor) const noexcept {
   return std::span(state_->r).subspan(state_->geometry.offset(tensor),
                                       state_->geometry.tensor_elements(tensor));
+}
+
+std::vector<TensorState> WeightsCodec::state(std::span<const TensorView> x, float share) {
+  State& state = *state_;
+  state.check(x);
+  std::vector<float> moved = state.r;
+  state.for_each_run([&](std::size_t run, RunResult&) {
+    const TileRun& tiles = state.geometry.runs()[run];
+    for (const Tile& tile : state.geometry.tiles().subspan(tiles.first_tile, tiles.tiles)) {
+      absorb_tile(state.kernels, state.geometry.segments(tile), x, state.w.data() + tile.begin,
+                  moved.data() + tile.begin, share);
+    }
+  });
+  std::vector<TensorState> result;
+  for (std::size_t tensor = 0; tensor < state.geometry.tensors(); ++tensor) {
+    const auto w = reference(tensor);
+    const auto r = std::span<const float>(moved).subspan(state.geometry.offset(tensor), w.size());
+    result.push_back({{w.begin(), w.end()}, {r.begin(), r.end()}});
+  }
+  return result;
 }
 
 void WeightsCodec::restore_state(std::size_t tensor, std::span<const float> reference,

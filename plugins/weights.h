@@ -39,8 +39,14 @@ struct Step {
   std::optional<std::size_t> non_finite;
 };
 
-/// The `weights` mode codec of one module on one rank (docs/algorithm: reference W, residual R, top
-/// k of R by tile).
+/// W and R of one tensor, in its element order.
+struct TensorState {
+  std::vector<float> reference;
+  std::vector<float> residual;
+};
+
+/// The `weights` mode codec of one module on one rank: reference W, residual R, top k of R by tile
+/// (README.md, "How it works").
 ///
 /// State, fp32, one value a weight: W, the same bits on every rank; R, what this participant moved
 /// that is not in W yet, *entries in flight included* (they leave R when their exchange is
@@ -57,6 +63,9 @@ class WeightsCodec {
   WeightsCodec& operator=(WeightsCodec&&) noexcept;
 
   [[nodiscard]] const Geometry& geometry() const noexcept;
+
+  /// The first tensor with a non-finite weight (kernels::kLargestWeight and more count as such).
+  [[nodiscard]] std::optional<std::size_t> first_non_finite(std::span<const TensorView> x);
 
   /// W = x rounded to fp32, R = 0. Returns the first tensor with a non-finite weight, if any (W is
   /// then unusable).
@@ -77,6 +86,9 @@ class WeightsCodec {
   /// overwritten it).
   void apply(const Due& due);
 
+  /// x = W + share * R.
+  void leave(std::span<const TensorView> x, float share);
+
   /// The body of a record that sends nothing.
   [[nodiscard]] std::vector<std::byte> empty_record() const;
 
@@ -90,6 +102,9 @@ class WeightsCodec {
   /// W and R of tensor i, in the tensor's element order.
   [[nodiscard]] std::span<const float> reference(std::size_t tensor) const noexcept;
   [[nodiscard]] std::span<const float> residual(std::size_t tensor) const noexcept;
+
+  /// W and R by tensor, R with what the optimizer has moved since x was left at W + share * R.
+  [[nodiscard]] std::vector<TensorState> state(std::span<const TensorView> x, float share);
 
   /// Replace the state of tensor i (a per-rank resume). Sizes must match; call rehash() after the
   /// last one.

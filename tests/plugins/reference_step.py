@@ -1,6 +1,6 @@
 """The whole `weights` step for n ranks in numpy.
 
-Written from docs/algorithm ('weights mode, exactly') and not from the C++. Tests compare the C++
+Written from README.md ('How it works') and not from the C++. Tests compare the C++
 codec with this through the bindings. Standalone: needs numpy only.
 
 All arithmetic is in `dtype`: float64 is the mathematics; float32, for fp32 weights, follows the
