@@ -9,6 +9,7 @@
 #include <map>
 
 #include "backend/exchange/stopwatch.h"
+#include "backend/exchange/text.h"
 
 namespace distro::exchange {
 namespace {
@@ -40,6 +41,10 @@ std::vector<std::byte> begin_body(std::uint64_t exchanges, std::optional<std::si
     body.insert(body.end(), tensor.begin(), tensor.end());
   }
   return body;
+}
+
+std::span<const std::byte> reason_body(std::string_view reason) {
+  return std::as_bytes(std::span(reason.substr(0, kMaxReasonBytes)));
 }
 
 std::uint16_t flags_of(std::optional<std::size_t> non_finite) {
@@ -91,9 +96,14 @@ std::vector<Letter> Correspondence::take_all(MessageKind kind, std::uint64_t exc
     if (peer == group_->rank()) {
       continue;
     }
+    auto& letter = letters[static_cast<std::size_t>(peer)];
     try {
-      letters[static_cast<std::size_t>(peer)] =
-          group_->take(peer, {module_, kind, exchange}, deadline);
+      do {
+        letter = group_->take(peer, {module_, kind, exchange}, deadline);
+        if (letter.opened.envelope.kind != kind) {
+          check_finite(letter, peer);  // an exchange before the awaited average
+        }
+      } while (letter.opened.envelope.kind != kind);
     } catch (const transport::PeerError& error) {
       group_->abort(error.rank(), error.what());
       throw;
@@ -106,7 +116,7 @@ std::vector<Letter> Correspondence::take_all(MessageKind kind, std::uint64_t exc
 
 // Every rank sees every other's geometry, so all of them come here together.
 void Correspondence::explain_geometry() {
-  const std::string own = describe(tensors_);
+  const std::string own = describe(tensors_, kMaxDescriptionBytes);
   send(MessageKind::describe, 0, {.gain = 0.0F}, std::as_bytes(std::span(own)));
   const auto letters = take_all(MessageKind::describe, 0);
   std::vector<std::string> descriptions;
@@ -121,7 +131,8 @@ void Correspondence::explain_geometry() {
   throw ExchangeError(
       difference.empty()
           ? fmt::format(
-                "module {} is exchanged with different options on the ranks; give all the same",
+                "module {} is exchanged with different options on the ranks, or has more parameters "
+                "than can be compared here; give all ranks the same options and the same module",
                 module_)
           : fmt::format("module {} is not the same on all ranks: {}. Build the same model, with "
                         "the same dtypes and "
@@ -135,21 +146,74 @@ void Correspondence::fail_non_finite(std::size_t tensor, std::uint64_t exchange)
                   group_->rank(), tensors_[tensor].name, where(exchange), kStopText));
 }
 
+void Correspondence::check_finite(const Letter& letter, int peer) const {
+  const auto& opened = letter.opened;
+  if ((opened.envelope.flags & kNonFinite) == 0) {
+    return;
+  }
+  std::uint32_t tensor = UINT32_MAX;
+  if (opened.body.size() >= sizeof tensor) {
+    std::memcpy(&tensor, opened.body.last(sizeof tensor).data(), sizeof tensor);
+  }
+  const std::string name = tensor < tensors_.size() ? tensors_[tensor].name : "(unknown)";
+  throw ExchangeError(fmt::format(
+      "rank {}: rank {} reports a non-finite weight (inf or nan) in parameter {} at {}. {}",
+      group_->rank(), peer, name, where(opened.envelope.exchange), kStopText));
+}
+
 void Correspondence::check_finite(const std::vector<Letter>& letters) const {
   for (std::size_t peer = 0; peer < letters.size(); ++peer) {
-    const auto& opened = letters[peer].opened;
-    if (static_cast<int>(peer) == group_->rank() || (opened.envelope.flags & kNonFinite) == 0) {
+    if (static_cast<int>(peer) != group_->rank()) {
+      check_finite(letters[peer], static_cast<int>(peer));
+    }
+  }
+}
+
+// All ranks exchange the module, or none does. `reason`: why this rank does not (null: it does).
+void Correspondence::check_same_door(const std::vector<Letter>& letters,
+                                     const std::string* reason) const {
+  std::vector<int> exchanging;
+  std::map<std::string, std::vector<int>> exact;  // ranks by reason
+  for (std::size_t rank = 0; rank < letters.size(); ++rank) {
+    const auto& [envelope, body] = letters[rank].opened;
+    const bool mine = static_cast<int>(rank) == group_->rank();
+    if (mine ? reason == nullptr : (envelope.flags & kExact) == 0) {
+      exchanging.push_back(static_cast<int>(rank));
       continue;
     }
-    std::uint32_t tensor = UINT32_MAX;
-    if (opened.body.size() >= sizeof tensor) {
-      std::memcpy(&tensor, opened.body.last(sizeof tensor).data(), sizeof tensor);
-    }
-    const std::string name = tensor < tensors_.size() ? tensors_[tensor].name : "(unknown)";
-    throw ExchangeError(fmt::format(
-        "rank {}: rank {} reports a non-finite weight (inf or nan) in parameter {} at {}. {}",
-        group_->rank(), peer, name, where(opened.envelope.exchange), kStopText));
+    const std::size_t header = envelope.kind == MessageKind::begin ? sizeof(std::uint64_t) : 0;
+    const auto text = body.subspan(mine ? 0 : std::min(header, body.size()));
+    exact[mine ? printable(*reason, kMaxReasonBytes)
+               : printable({reinterpret_cast<const char*>(text.data()), text.size()},
+                           kMaxReasonBytes)]
+        .push_back(static_cast<int>(rank));
   }
+  if (exchanging.empty() || exact.empty()) {
+    return;
+  }
+  std::vector<std::string> parts;
+  for (const auto& [why, ranks] : exact) {
+    parts.push_back(fmt::format("{} {} its gradients exactly ({})", ranks_text(ranks),
+                                ranks.size() == 1 ? "reduces" : "reduce", why));
+  }
+  throw ExchangeError(
+      fmt::format("rank {}: the ranks do not treat module {} alike: {} {} its weights, {}. Write "
+                  "the script so that all ranks do the same, or set DISTRO_MODE=dense.",
+                  group_->rank(), module_, ranks_text(exchanging),
+                  exchanging.size() == 1 ? "exchanges" : "exchange", fmt::join(parts, ", ")));
+}
+
+void Correspondence::introduce_exact(const std::string& reason) {
+  auto body = begin_body(0, std::nullopt);
+  const auto text = reason_body(reason);
+  body.insert(body.end(), text.begin(), text.end());
+  send(MessageKind::begin, kExact, {.gain = 0.0F}, body);
+  check_same_door(take_all(MessageKind::begin, 0), &reason);
+}
+
+void Correspondence::stop(const Statement& own, const std::string& reason) {
+  send(MessageKind::step, kExact, own, reason_body(reason));
+  check_same_door(take_all(MessageKind::step, own.exchange), &reason);
 }
 
 std::vector<Letter> Correspondence::introduce(const Statement& own,
@@ -157,6 +221,7 @@ std::vector<Letter> Correspondence::introduce(const Statement& own,
   send(MessageKind::begin, flags_of(non_finite), {.gain = 0.0F, .checksum = own.checksum},
        begin_body(own.exchange, non_finite));
   auto letters = take_all(MessageKind::begin, 0);
+  check_same_door(letters, nullptr);
   bool same_geometry = true;
   RanksByValue numbers;
   for (std::size_t rank = 0; rank < letters.size(); ++rank) {
@@ -208,7 +273,9 @@ void Correspondence::check_agreement(const std::vector<Letter>& letters,
           fmt::format("rank {}: rank {} sent {} for other tensors or options than it began with",
                       group_->rank(), peer, where(own.exchange)));
     }
-    checksums[envelope.checksum].push_back(static_cast<int>(peer));
+    if (envelope.exchange == own.exchange) {  // always, but where ranks average
+      checksums[envelope.checksum].push_back(static_cast<int>(peer));
+    }
   }
   if (checksums.size() > 1) {
     throw ExchangeError(
@@ -222,6 +289,7 @@ void Correspondence::check_agreement(const std::vector<Letter>& letters,
 
 std::vector<Letter> Correspondence::take_step(const Statement& own) {
   auto letters = take_all(MessageKind::step, own.exchange);
+  check_same_door(letters, nullptr);
   check_finite(letters);
   check_agreement(letters, own);
   return letters;
@@ -251,13 +319,19 @@ float Correspondence::gain_of(const std::vector<Letter>& letters, const Statemen
   return gains.empty() ? std::sqrt(static_cast<float>(letters.size())) : gains.begin()->first;
 }
 
-void Correspondence::take_average(const Statement& own, std::optional<std::size_t> non_finite) {
+std::uint64_t Correspondence::take_average(const Statement& own,
+                                           std::optional<std::size_t> non_finite) {
   const auto letters = take_all(MessageKind::average, own.exchange);
   if (non_finite) {
     fail_non_finite(*non_finite, own.exchange);
   }
   check_finite(letters);
   check_agreement(letters, own);
+  std::uint64_t furthest = own.exchange;
+  for (const auto& letter : letters) {
+    furthest = std::max(furthest, letter.opened.envelope.exchange);
+  }
+  return furthest;
 }
 
 }  // namespace distro::exchange

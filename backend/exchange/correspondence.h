@@ -45,17 +45,25 @@ class Correspondence {
   /// rank, the own one empty.
   std::vector<Letter> introduce(const Statement& own, std::optional<std::size_t> non_finite);
 
+  /// The same from a rank that does not exchange the module, because of `reason`: no other may.
+  void introduce_exact(const std::string& reason);
+
   /// Every rank's step message under the own statement's number; checks finite weights, geometry,
   /// gain and checksum.
   std::vector<Letter> take_step(const Statement& own);
+
+  /// Instead of a step: this rank stops exchanging the module, because of `reason`; so must all.
+  void stop(const Statement& own, const std::string& reason);
 
   /// The gain of an exchange: that of the ranks that know theirs; the square root of the ranks if
   /// none does.
   [[nodiscard]] float gain_of(const std::vector<Letter>& letters, const Statement& own) const;
 
-  /// Every rank's average message, after what they sent before: all are at the same exchange, with
-  /// finite weights.
-  void take_average(const Statement& own, std::optional<std::size_t> non_finite);
+  /// Every rank's average message; exchanges that they sent before are dropped, for the mean holds
+  /// what they tell. Checks finite weights. Ranks may be one exchange apart: returns the number of
+  /// the furthest.
+  [[nodiscard]] std::uint64_t take_average(const Statement& own,
+                                           std::optional<std::size_t> non_finite);
 
   /// This rank has a non-finite weight, and has said so in the message that the others await:
   /// throw.
@@ -69,7 +77,9 @@ class Correspondence {
 
  private:
   std::vector<Letter> take_all(MessageKind kind, std::uint64_t exchange);
+  void check_finite(const Letter& letter, int peer) const;
   void check_finite(const std::vector<Letter>& letters) const;
+  void check_same_door(const std::vector<Letter>& letters, const std::string* reason) const;
   void check_agreement(const std::vector<Letter>& letters, const Statement& own) const;
   [[noreturn]] void explain_geometry();
 

@@ -24,7 +24,7 @@ struct Counters {
   std::atomic<std::uint64_t> decode_nanoseconds{0};
   std::atomic<std::uint64_t> wait_nanoseconds{
       0};  ///< Time in which a sync point waited for records.
-  std::atomic<std::uint64_t> reference_checksum{0};  ///< Of the module that was exchanged last.
+  std::atomic<std::uint64_t> reference_checksum{0};  ///< Sum over the modules.
 };
 
 }  // namespace distro::exchange

@@ -37,10 +37,20 @@ void check_kind(const Envelope& envelope, std::size_t body_bytes) {
   constexpr std::size_t kIndexBytes = 4;
   constexpr std::size_t kCountBytes = 8;
   const bool non_finite = (envelope.flags & kNonFinite) != 0;
+  const bool exact = (envelope.flags & kExact) != 0;
   const bool step = envelope.kind == MessageKind::step;
-  const std::size_t least = envelope.kind == MessageKind::begin ? kCountBytes : 0;
-  const bool fixed = !(step && !non_finite) && envelope.kind != MessageKind::describe;
-  if (fixed && body_bytes != least + (non_finite ? kIndexBytes : 0)) {
+  const bool describe = envelope.kind == MessageKind::describe;
+  const std::size_t least = (envelope.kind == MessageKind::begin ? kCountBytes : 0) +
+                      (non_finite ? kIndexBytes : 0);
+  std::size_t most = least;
+  if (exact) {
+    most += kMaxReasonBytes;
+  } else if (describe) {
+    most = kMaxDescriptionBytes;
+  } else if (step && !non_finite) {
+    most = SIZE_MAX;  // a record, for the codec to check
+  }
+  if (body_bytes < least || body_bytes > most) {
     throw EnvelopeError(
         fmt::format("a body of {} bytes does not belong to its kind and flags", body_bytes));
   }
@@ -49,8 +59,9 @@ void check_kind(const Envelope& envelope, std::size_t body_bytes) {
       (!step && envelope.gain != 0.0F) || envelope.gain < 0.0F) {
     throw EnvelopeError("its exchange number or gain does not belong to its kind");
   }
-  if ((!step && (envelope.flags & kAsksResync) != 0) ||
-      (envelope.kind == MessageKind::describe && non_finite)) {
+  const bool begin_or_step = step || envelope.kind == MessageKind::begin;
+  if ((!step && (envelope.flags & kAsksResync) != 0) || (describe && non_finite) ||
+      (exact && (!begin_or_step || envelope.flags != kExact))) {
     throw EnvelopeError("its flags do not belong to its kind");
   }
 }
@@ -117,7 +128,7 @@ Opened open(std::span<const std::byte> message) {
     throw EnvelopeError(fmt::format("unknown kind {}", kind));
   }
   opened.envelope.kind = static_cast<MessageKind>(kind);
-  if ((opened.envelope.flags & ~(kAsksResync | kNonFinite)) != 0) {
+  if ((opened.envelope.flags & ~(kAsksResync | kNonFinite | kExact)) != 0) {
     throw EnvelopeError(fmt::format("unknown flags {:#x}", opened.envelope.flags));
   }
   if (!std::isfinite(opened.envelope.gain)) {

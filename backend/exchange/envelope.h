@@ -25,8 +25,14 @@ enum class MessageKind : std::uint8_t {
 /// Flags of a message.
 /// kAsksResync: the script has overwritten the weights of this rank.
 /// kNonFinite: this rank's weights are not finite; the body ends in the tensor's index (u32).
+/// kExact: this rank does not exchange the module (any more); the body ends in the reason, text.
 inline constexpr std::uint16_t kAsksResync = 1;
 inline constexpr std::uint16_t kNonFinite = 2;
+inline constexpr std::uint16_t kExact = 4;
+
+/// Largest text of a message, in bytes: a reason, a description.
+inline constexpr std::size_t kMaxReasonBytes = 512;
+inline constexpr std::size_t kMaxDescriptionBytes = std::size_t{1} << 20;
 
 /// What stands before every record (docs/protocol.md gives the bytes).
 struct Envelope {

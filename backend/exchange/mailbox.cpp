@@ -10,14 +10,19 @@
 namespace distro::exchange {
 namespace {
 
-// Messages of one peer that nobody has asked for yet. An honest peer is at most two exchanges a
-// module ahead; less than one record's size would refuse it, more lets a hostile one fill the
-// memory.
-constexpr std::size_t kMaxStoredBytes = std::size_t{1} << 30;
-
 // A thread that waits for its own message looks again after this time whether another thread has
 // sorted it in. Longer delays such a thread, shorter wakes it for nothing.
 constexpr std::chrono::milliseconds kLookAgain{20};
+
+bool fits(const Envelope& got, const Subject& subject) {
+  if (subject.kind != MessageKind::average) {
+    return got.kind == subject.kind && got.exchange == subject.exchange;
+  }
+  const std::uint64_t behind = subject.exchange - std::min<std::uint64_t>(subject.exchange, 1);
+  return (got.kind == MessageKind::average || got.kind == MessageKind::step) &&
+         got.exchange >= (got.kind == MessageKind::step ? subject.exchange : behind) &&
+         got.exchange <= subject.exchange + 1;
+}
 
 }  // namespace
 
@@ -76,7 +81,8 @@ std::string Mailbox::mismatch(int peer, const Subject& subject, const Envelope& 
   return fmt::format(
       "rank {}: rank {} is at its {} of module {} where this rank is at its {}. All ranks must do "
       "the same training forwards "
-      "and calls of average() in the same order.",
+      "and calls of average() in the same order; what one rank does alone, such as an evaluation, "
+      "belongs under torch.no_grad().",
       rank_, peer, name(got.kind, got.exchange), subject.module,
       name(subject.kind, subject.exchange));
 }
@@ -88,7 +94,7 @@ Letter Mailbox::take(int peer, const Subject& subject, transport::Deadline deadl
       const std::lock_guard lock(mutex_);
       if (const auto found = letters_.find({peer, subject.module}); found != letters_.end()) {
         const Envelope& got = found->second.front().opened.envelope;
-        if (got.kind != subject.kind || got.exchange != subject.exchange) {
+        if (!fits(got, subject)) {
           throw ExchangeError(mismatch(peer, subject, got));
         }
         Letter letter = std::move(found->second.front());

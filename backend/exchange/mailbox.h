@@ -16,7 +16,14 @@
 
 namespace distro::exchange {
 
-/// What a message is about: a peer's message of this kind and number, of this module.
+/// Messages of one peer that nobody has asked for yet, at most, in bytes. An honest peer is at most
+/// two exchanges a module ahead; less than one record's size would refuse it, more lets a hostile
+/// one fill the memory.
+inline constexpr std::size_t kMaxStoredBytes = std::size_t{1} << 30;
+
+/// What a message is about: a peer's message of this kind and number, of this module. Where an
+/// average is awaited, the peer may be one exchange behind or ahead, and its exchanges before come
+/// as well.
 struct Subject {
   std::uint32_t module = 0;
   MessageKind kind = MessageKind::step;

@@ -5,9 +5,18 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <map>
+
+#include "backend/exchange/rendezvous.h"
+#include "backend/exchange/text.h"
 
 namespace distro::exchange {
 namespace {
+
+// Of one tensor's line in an error text, in bytes. Less cuts ordinary names, more fills the log.
+constexpr std::size_t kMaxShownLine = 200;
+// Different lines that an error text shows; there may be as many as ranks.
+constexpr std::size_t kMaxShownLines = 4;
 
 std::vector<std::string> lines_of(const std::string& text) {
   std::vector<std::string> lines;
@@ -29,18 +38,23 @@ std::size_t TensorSpec::elements() const noexcept {
   return product;
 }
 
-std::string describe(std::span<const TensorSpec> tensors) {
+std::string describe(std::span<const TensorSpec> tensors, std::size_t most) {
   static constexpr std::string_view kTypes[] = {"float32", "float64", "float16", "bfloat16"};
   std::string text;
   for (const auto& tensor : tensors) {
-    text += fmt::format("{} {} [{}]\n", tensor.name, kTypes[static_cast<std::size_t>(tensor.dtype)],
-                        fmt::join(tensor.shape, ", "));
+    const std::string line =
+        fmt::format("{} {} [{}]\n", tensor.name, kTypes[static_cast<std::size_t>(tensor.dtype)],
+                    fmt::join(tensor.shape, ", "));
+    if (line.size() > most - text.size()) {
+      break;
+    }
+    text += line;
   }
   return text;
 }
 
 std::uint64_t geometry_hash(std::span<const TensorSpec> tensors, const Options& options) {
-  const std::string text = describe(tensors) + fmt::format("k {} bits {} delay {}", options.k,
+  const std::string text = describe(tensors, SIZE_MAX) + fmt::format("k {} bits {} delay {}", options.k,
                                                            options.value_bits, options.delay);
   return XXH3_64bits(text.data(), text.size());
 }
@@ -73,14 +87,25 @@ std::string first_difference(std::span<const std::string> descriptions) {
   };
   for (std::size_t line = 0; line < longest; ++line) {
     const std::string first = line_of(ranks[0], line);
-    std::vector<std::string> others;
+    std::map<std::string, std::vector<int>> others;  // ranks by what they have instead
     for (std::size_t rank = 1; rank < ranks.size(); ++rank) {
       if (const std::string other = line_of(ranks[rank], line); other != first) {
-        others.push_back(fmt::format("rank {} has {}", rank, other));
+        others[other].push_back(static_cast<int>(rank));
       }
     }
-    if (!others.empty()) {
-      return fmt::format("where rank 0 has {}, {}", first, fmt::join(others, ", "));
+    std::vector<std::string> parts;
+    for (const auto& [other, having] : others) {
+      if (parts.size() == kMaxShownLines) {
+        parts.push_back(fmt::format("{} more differ", others.size() - kMaxShownLines));
+        break;
+      }
+      parts.push_back(fmt::format("{} {} {}", ranks_text(having),
+                                  having.size() == 1 ? "has" : "have",
+                                  printable(other, kMaxShownLine)));
+    }
+    if (!parts.empty()) {
+      return fmt::format("where rank 0 has {}, {}", printable(first, kMaxShownLine),
+                         fmt::join(parts, ", "));
     }
   }
   return {};

@@ -20,8 +20,8 @@ struct TensorSpec {
   [[nodiscard]] std::size_t elements() const noexcept;
 };
 
-/// A line for each tensor: name, dtype, shape.
-std::string describe(std::span<const TensorSpec> tensors);
+/// A line for each tensor: name, dtype, shape; whole lines up to `most` bytes.
+std::string describe(std::span<const TensorSpec> tensors, std::size_t most);
 
 /// XXH3-64 of the description and of the options that shape a record: equal on ranks that can
 /// exchange this module.
@@ -34,7 +34,7 @@ std::vector<std::size_t> element_counts(std::span<const TensorSpec> tensors);
 std::uint64_t gradient_bytes(std::span<const TensorSpec> tensors);
 
 /// Where the ranks' descriptions (by rank) first differ, such as "where rank 0 has a.weight float32
-/// [3], rank 2 has nothing"; empty if they are the same.
+/// [3], rank 2 has nothing"; empty if they are the same. Of bounded length, whatever they hold.
 std::string first_difference(std::span<const std::string> descriptions);
 
 }  // namespace distro::exchange

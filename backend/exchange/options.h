@@ -19,8 +19,8 @@ enum class Mode : std::uint8_t { automatic, weights, dense };
 
 using StringMap = std::map<std::string, std::string, std::less<>>;
 
-/// The options of one process group, resolved and checked. docs/options in the README lists them
-/// for users.
+/// The options of one process group, resolved and checked. README.md, "Options", lists them for
+/// users.
 struct Options {
   Mode mode = Mode::automatic;
   std::uint32_t k = 6;           ///< Entries kept per 4096 weights.

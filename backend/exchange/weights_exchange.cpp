@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "backend/exchange/stopwatch.h"
+#include "plugins/weights_record.h"
 
 namespace distro::exchange {
 namespace {
@@ -19,28 +20,27 @@ using transport::LogLevel;
 constexpr double kUnusualMove = 8.0;
 constexpr std::uint64_t kStepsToKnowUsual = 10;
 
-// The kernels take at most a tile at a time.
-template <typename Use>
-void by_tile(const plugins::TensorView& tensor, Use&& use) {
-  const std::size_t size = kernels::size_of(tensor.dtype);
-  for (std::size_t begin = 0; begin < tensor.elements; begin += kernels::kTileElements) {
-    use(static_cast<std::byte*>(tensor.data) + begin * size, begin,
-        std::min(kernels::kTileElements, tensor.elements - begin));
-  }
+// A peer may be two records ahead, and all that is kept of one peer has a bound.
+constexpr std::size_t kLargestRecordBytes = kMaxStoredBytes / 2 - kEnvelopeBytes - 4096;
+
+plugins::WeightsConfig config_of(const Options& options) {
+  return {options.k, options.value_bits, options.isa};
 }
 
-std::optional<std::size_t> first_non_finite(WeightsExchange::Views x,
-                                            const kernels::KernelTable& kernel) {
-  for (std::size_t tensor = 0; tensor < x.size(); ++tensor) {
-    bool finite = true;
-    by_tile(x[tensor], [&](const void* values, std::size_t, std::size_t n) {
-      finite = finite && kernel.finite(x[tensor].dtype, values, n);
-    });
-    if (!finite) {
-      return tensor;
-    }
+// The tiles of a module whose records all ranks can keep. Before any memory is taken for it.
+plugins::Geometry checked_geometry(const Options& options, std::span<const TensorSpec> tensors) {
+  plugins::Geometry geometry(element_counts(tensors));
+  const plugins::RecordCoder coder(geometry, {options.k, options.value_bits});
+  if (coder.largest_body_bytes() > kLargestRecordBytes) {
+    constexpr double kMebi = 1 << 20;
+    throw OptionError(fmt::format(
+        "a record of this module's {} weights can have {:.0f} MiB with DISTRO_K={} and {} bits a "
+        "value; the most is {:.0f} MiB. Lower DISTRO_K{}, or set DISTRO_MODE=dense.",
+        geometry.elements(), static_cast<double>(coder.largest_body_bytes()) / kMebi, options.k,
+        options.value_bits, static_cast<double>(kLargestRecordBytes) / kMebi,
+        options.value_bits == 1 ? "" : " or Options(value_bits)"));
   }
-  return std::nullopt;
+  return geometry;
 }
 
 }  // namespace
@@ -63,9 +63,8 @@ struct WeightsExchange::Exchange {
 WeightsExchange::WeightsExchange(std::shared_ptr<Group> group, std::vector<TensorSpec> tensors)
     : group_(std::move(group)),
       ranks_(group_, std::move(tensors)),
-      codec_(plugins::Geometry(element_counts(ranks_.tensors())),
-             plugins::WeightsConfig{group_->options().k, group_->options().value_bits,
-                                    group_->options().isa}) {}
+      codec_(checked_geometry(group_->options(), ranks_.tensors()),
+             config_of(group_->options())) {}
 
 WeightsExchange::~WeightsExchange() { group_->forget(ordinal()); }
 
@@ -107,6 +106,10 @@ void WeightsExchange::average(Views x, ExactCollectives& exact) {
   guarded([&] { average_locked(x, exact); });
 }
 
+void WeightsExchange::stay_exact(Views x, ExactCollectives& exact, const std::string& reason) {
+  guarded([&] { stay_exact_locked(x, exact, reason); });
+}
+
 void WeightsExchange::begin_locked(Views x, ExactCollectives& exact) {
   const auto adopt = [&] {
     std::optional<std::size_t> non_finite;
@@ -139,7 +142,32 @@ void WeightsExchange::begin_locked(Views x, ExactCollectives& exact) {
     }
   }
   begun_ = true;
-  group_->counters().reference_checksum.store(codec_.checksum(), std::memory_order_relaxed);
+  publish();
+}
+
+void WeightsExchange::stay_exact_locked(Views x, ExactCollectives& exact,
+                                        const std::string& reason) {
+  if (!begun_) {
+    ranks_.introduce_exact(reason);
+  } else {
+    if (in_flight_) {
+      collect();  // every rank's x holds its part of it; the mean replaces it
+    }
+    ++sent_.exchange;
+    ranks_.stop(sent_, reason);
+    exact.mean(x);
+  }
+  // W and R are not needed any more.
+  codec_ = plugins::WeightsCodec(plugins::Geometry({}), config_of(group_->options()));
+  publish();
+}
+
+// A module's part of the group's checksum stays when the module goes: ranks let go of it at
+// different times. A sum, so that the order of modules does not matter.
+void WeightsExchange::publish() {
+  const std::uint64_t checksum = codec_.checksum();
+  group_->counters().reference_checksum.fetch_add(checksum - std::exchange(published_, checksum),
+                                                  std::memory_order_relaxed);
 }
 
 // Wait for, check and unpack the exchange that was sent last.
@@ -215,6 +243,21 @@ void WeightsExchange::watch_move(double mean_move) {
   usual_move_ = usual_move_ == 0.0 ? mean_move : 0.9 * usual_move_ + 0.1 * mean_move;
 }
 
+// At the first exchange an fp64 weight "moves" by its rounding to W.
+void WeightsExchange::watch_gain(double mean_move) {
+  if (sent_.gain != kGainUnknown || sent_.exchange < 2 || mean_move == 0.0 || warned_gain_) {
+    return;
+  }
+  warned_gain_ = true;
+  const double gain = std::sqrt(static_cast<double>(group_->world_size()));
+  group_->log(LogLevel::warning,
+              fmt::format("module {}: its weights move, but no torch.optim optimizer was seen to "
+                          "step them. The mean of the ranks' moves is multiplied by {:.3g}, which "
+                          "is right for optimizers that normalise, as Adam does; for hand-written "
+                          "SGD set DISTRO_GAIN=1.",
+                          ordinal(), gain));
+}
+
 // Encode what this rank moved since the last sync point, after applying `due` if there is one.
 plugins::Step WeightsExchange::encode(Views x, const Exchange* due) {
   const Stopwatch stopwatch(group_->counters().encode_nanoseconds);
@@ -277,6 +320,7 @@ void WeightsExchange::sync_locked(Views x, ExactCollectives& exact, float gain) 
   send_step(asked_ ? kAsksResync : std::uint16_t{0}, step.record);
   if (!asked_ && !resync) {
     watch_move(step.move_mean);
+    watch_gain(step.move_mean);
     share_left_ = share();
   }
   in_flight_ = true;
@@ -288,7 +332,7 @@ void WeightsExchange::sync_locked(Views x, ExactCollectives& exact, float gain) 
       settle(x, now);
     }
   }
-  group_->counters().reference_checksum.store(codec_.checksum(), std::memory_order_relaxed);
+  publish();
 }
 
 void WeightsExchange::mark() {
@@ -297,18 +341,17 @@ void WeightsExchange::mark() {
 }
 
 void WeightsExchange::average_locked(Views x, ExactCollectives& exact) {
-  const auto non_finite = first_non_finite(x, kernels::table(group_->options().isa));
+  std::optional<std::size_t> non_finite;
+  group_->arena().execute([&] { non_finite = codec_.first_non_finite(x); });
   ranks_.send(MessageKind::average, non_finite ? kNonFinite : std::uint16_t{0},
               {.exchange = sent_.exchange, .gain = kGainUnknown, .checksum = sent_.checksum},
               non_finite ? non_finite_body(*non_finite) : std::vector<std::byte>{});
-  if (in_flight_) {
-    // It is in every rank's x already, by the part that its rank applies; the mean replaces it. A
-    // resync that it asks for is this mean.
-    collect();
-  }
-  ranks_.take_average(sent_, non_finite);
+  // An exchange in flight is in every rank's x already, by the part that its rank applies; the mean
+  // replaces it. A resync that it asks for is this mean.
+  sent_.exchange = ranks_.take_average(sent_, non_finite);
+  in_flight_ = false;
   take_mean(x, exact);
-  group_->counters().reference_checksum.store(codec_.checksum(), std::memory_order_relaxed);
+  publish();
 }
 
 bool WeightsExchange::begun() const {
@@ -326,19 +369,14 @@ std::uint64_t WeightsExchange::exchanges() const {
   return sent_.exchange;
 }
 
-ModuleState WeightsExchange::state(Views x) const {
+ModuleState WeightsExchange::state(Views x) {
   const std::lock_guard lock(mutex_);
-  const auto& kernel = kernels::table(group_->options().isa);
   ModuleState state{{}, {}, sent_.exchange, share_left_};
-  for (std::size_t tensor = 0; tensor < tensors().size(); ++tensor) {
-    const auto reference = codec_.reference(tensor);
-    const auto residual = codec_.residual(tensor);
-    state.reference.emplace_back(reference.begin(), reference.end());
-    auto& moved = state.residual.emplace_back(residual.begin(), residual.end());
-    by_tile(x[tensor], [&](void* values, std::size_t begin, std::size_t n) {
-      kernel.absorb(x[tensor].dtype, values, reference.data() + begin, moved.data() + begin, n,
-                    share_left_);
-    });
+  std::vector<plugins::TensorState> by_tensor;
+  group_->arena().execute([&] { by_tensor = codec_.state(x, share_left_); });
+  for (auto& tensor : by_tensor) {
+    state.reference.push_back(std::move(tensor.reference));
+    state.residual.push_back(std::move(tensor.residual));
   }
   return state;
 }
@@ -364,14 +402,10 @@ void WeightsExchange::load(const ModuleState& state, Views x) {
     }
     codec_.restore_state(tensor, state.reference[tensor], state.residual[tensor]);
   }
-  group_->arena().execute([&] { codec_.rehash(); });
-  const auto& kernel = kernels::table(group_->options().isa);
-  for (std::size_t tensor = 0; tensor < tensors().size(); ++tensor) {
-    by_tile(x[tensor], [&](void* values, std::size_t begin, std::size_t n) {
-      kernel.restore(x[tensor].dtype, values, state.reference[tensor].data() + begin,
-                     state.residual[tensor].data() + begin, n, state.share);
-    });
-  }
+  group_->arena().execute([&] {
+    codec_.rehash();
+    codec_.leave(x, state.share);
+  });
   sent_.exchange = state.exchanges;
   share_left_ = state.share;
   loaded_ = true;

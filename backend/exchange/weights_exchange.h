@@ -26,11 +26,10 @@ struct ModuleState {
   float share = 0.0F;           ///< x is to be W + share * R.
 };
 
-/// `weights` mode of one module on one rank: what happens at its sync points (algorithm: the DisTrO
-/// report's compressed exchange at every step, of weights instead of gradients; docs/algorithm in
-/// the README).
+/// `weights` mode of one module on one rank: what happens at its sync points (the DisTrO report's
+/// compressed exchange at every step, of weights instead of gradients; README.md, "How it works").
 ///
-/// All functions but mark() are collective: every rank of the group calls the same ones in the same
+/// All functions but mark(), state() and load() are collective: every rank of the group calls the same ones in the same
 /// order, with the same tensors in the same order. They throw ExchangeError or
 /// transport::PeerError, after which the module cannot go on; before they throw for a reason that
 /// others cannot see, they tell the others (Group::abort). Thread-safe.
@@ -38,7 +37,9 @@ class WeightsExchange {
  public:
   using Views = std::span<const plugins::TensorView>;
 
-  /// Takes the group's next module ordinal.
+  /// Takes the group's next module ordinal. No tensors: the module is only introduced
+  /// (stay_exact). Throws OptionError, naming the option, where a record could be larger than the
+  /// ranks can keep for each other.
   WeightsExchange(std::shared_ptr<Group> group, std::vector<TensorSpec> tensors);
   ~WeightsExchange();
   WeightsExchange(const WeightsExchange&) = delete;
@@ -52,11 +53,18 @@ class WeightsExchange {
   /// by.
   void sync(Views x, ExactCollectives& exact, float gain);
 
+  /// Instead of begin(), or of a sync(): this rank does not exchange the module (any more), because
+  /// of `reason`. All ranks must say so at the same place, or all get an error that names who does
+  /// what and why. If the module has begun, x = the exact mean. Nothing but the destructor may
+  /// follow.
+  void stay_exact(Views x, ExactCollectives& exact, const std::string& reason);
+
   /// The script has overwritten weights (load_state_dict): at the next sync point x is left alone,
   /// and all ranks take the exact mean when that exchange is due.
   void mark();
 
   /// x = the exact mean of all ranks' x, in place; W = x, R = 0; an exchange in flight is dropped.
+  /// Ranks may be one exchange apart (one has run a training forward alone); they go on together.
   void average(Views x, ExactCollectives& exact);
 
   /// Whether begin() has been called.
@@ -70,7 +78,7 @@ class WeightsExchange {
 
   /// A copy of the state, for a checkpoint of this rank: R takes in what the optimizer has moved
   /// since the last sync point.
-  [[nodiscard]] ModuleState state(Views x) const;
+  [[nodiscard]] ModuleState state(Views x);
 
   /// Take up a state of a checkpoint before the first training forward, and leave x = W + share *
   /// R; every rank loads its own, saved at the same step (the references and exchange numbers are
@@ -90,12 +98,15 @@ class WeightsExchange {
   void begin_locked(Views x, ExactCollectives& exact);
   void sync_locked(Views x, ExactCollectives& exact, float gain);
   void average_locked(Views x, ExactCollectives& exact);
+  void stay_exact_locked(Views x, ExactCollectives& exact, const std::string& reason);
   plugins::Step encode(Views x, const Exchange* due);
   void settle(Views x, const Exchange& now);
   void send_step(std::uint16_t flags, std::span<const std::byte> body);
   Exchange collect();
   void take_mean(Views x, ExactCollectives& exact);
   void watch_move(double mean_move);
+  void watch_gain(double mean_move);
+  void publish();
   [[nodiscard]] float share() const;
 
   const std::shared_ptr<Group> group_;
@@ -114,6 +125,8 @@ class WeightsExchange {
   float share_left_ = 0.0F;    // share with which x was left
   double usual_move_ = 0.0;    // moving average of the mean |move| of an element
   bool warned_move_ = false;
+  bool warned_gain_ = false;
+  std::uint64_t published_ = 0;  // this module's part of the group's checksum
 };
 
 }  // namespace distro::exchange
