@@ -230,8 +230,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
                   py::arg("reducer"))
       .def("before_forward", &ModuleSynchroniser::before_forward, release_gil())
       .def("set_optimizer", &ModuleSynchroniser::set_optimizer, py::arg("normalises"))
+      .def("watch_frozen", &ModuleSynchroniser::watch_frozen, py::arg("parameters"),
+           py::arg("names"))
       .def("mark", &ModuleSynchroniser::mark, release_gil())
-      .def("go_exact", &ModuleSynchroniser::go_exact)
+      .def("before_edit", &ModuleSynchroniser::before_edit, release_gil())
+      .def("after_edit", &ModuleSynchroniser::after_edit, release_gil())
+      .def("stay_exact", &ModuleSynchroniser::stay_exact, py::arg("reason"))
       .def("average", &ModuleSynchroniser::average, release_gil())
       .def_property_readonly("exact", &ModuleSynchroniser::exact)
       .def_property_readonly("exchanges",

@@ -2,6 +2,7 @@
 
 #include <ATen/record_function.h>
 #include <fmt/format.h>
+#include <xxhash.h>
 
 #include <cmath>
 #include <utility>
@@ -54,7 +55,8 @@ ModuleSynchroniser::ModuleSynchroniser(const c10::intrusive_ptr<ProcessGroupDist
       inner_(backend->inner()),
       operations_(backend->operations()),
       parameters_(std::move(parameters)),
-      exchange_(group_, specs(parameters_, names)) {}
+      exchange_(group_, specs(parameters_, names)),
+      training_(parameters_.size(), 1) {}
 
 void ModuleSynchroniser::attach(const std::shared_ptr<ModuleSynchroniser>& synchroniser,
                                 const std::shared_ptr<c10d::Reducer>& reducer) {
@@ -124,10 +126,19 @@ void ModuleSynchroniser::before_forward() {
   }
   together("the exchange of weights", [&] {
     InnerCollectives exact(inner_, group_);
+    if (!reason_exact_.empty() && (backward_done_ || !exchange_.begun())) {
+      with_views([&](exchange::WeightsExchange::Views views) {
+        exchange_.stay_exact(views, exact, reason_exact_);
+      });
+      exact_ = true;
+      return;
+    }
     if (!exchange_.begun()) {
       with_views([&](exchange::WeightsExchange::Views views) { exchange_.begin(views, exact); });
     }
     if (backward_done_) {
+      heed_edit();
+      heed_training();
       RECORD_FUNCTION("distro:exchange",
                       std::vector<c10::IValue>(parameters_.begin(), parameters_.end()));
       with_views(
@@ -152,7 +163,80 @@ void ModuleSynchroniser::set_optimizer(bool normalises) {
 
 void ModuleSynchroniser::mark() { exchange_.mark(); }
 
-void ModuleSynchroniser::go_exact() { exact_ = true; }
+std::uint64_t ModuleSynchroniser::fingerprint() const {
+  const at::NoGradGuard no_grad;
+  std::uint64_t hash = 0;
+  for (const auto& parameter : parameters_) {
+    const at::Tensor host = parameter.detach().cpu().contiguous();
+    hash = XXH3_64bits_withSeed(host.const_data_ptr(), host.nbytes(), hash);
+  }
+  return hash;
+}
+
+void ModuleSynchroniser::before_edit() {
+  if (exchange_.begun() && !before_edit_) {
+    before_edit_ = fingerprint();
+  }
+}
+
+void ModuleSynchroniser::after_edit() {
+  if (!before_edit_) {
+    exchange_.mark();
+  }
+}
+
+void ModuleSynchroniser::heed_edit() {
+  if (before_edit_ && fingerprint() != *before_edit_) {
+    exchange_.mark();
+  }
+  before_edit_.reset();
+}
+
+void ModuleSynchroniser::stay_exact(const std::string& reason) { reason_exact_ = reason; }
+
+void ModuleSynchroniser::watch_frozen(std::vector<at::Tensor> parameters,
+                                      std::vector<std::string> names) {
+  frozen_ = std::move(parameters);
+  frozen_names_ = std::move(names);
+}
+
+// On autograd's thread, between two sync points.
+void ModuleSynchroniser::note_training() {
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    const char training = parameters_[i].requires_grad() ? 1 : 0;
+    if (training < training_[i]) {
+      newly_frozen_ = true;
+    }
+    training_[i] = training;
+  }
+  for (std::size_t i = 0; i < frozen_.size(); ++i) {
+    if (frozen_[i].requires_grad()) {
+      thawed_ = static_cast<std::ptrdiff_t>(i);
+      break;
+    }
+  }
+}
+
+// A frozen parameter is to rest, but its residual would go on to be sent, and the other ranks' to be
+// added. After the mean of all ranks there is no residual.
+void ModuleSynchroniser::heed_training() {
+  if (newly_frozen_.exchange(false)) {
+    group_->log(transport::LogLevel::info,
+                fmt::format("module {}: parameters were frozen; all ranks take the mean of their "
+                            "weights once, after which these rest.",
+                            exchange_.ordinal()));
+    exchange_.mark();
+  }
+  if (const auto index = thawed_.load(); index >= 0 && !warned_thawed_) {
+    warned_thawed_ = true;
+    group_->log(
+        transport::LogLevel::warning,
+        fmt::format("module {}: parameter {} was frozen when the module was wrapped and is trained "
+                    "now. Neither DistributedDataParallel nor distro shares it: each rank trains "
+                    "its own. Wrap the model again after changing requires_grad.",
+                    exchange_.ordinal(), frozen_names_[static_cast<std::size_t>(index)]));
+  }
+}
 
 void ModuleSynchroniser::average() {
   together("average()", [&] {
@@ -166,6 +250,7 @@ void ModuleSynchroniser::average() {
     });
   });
   backward_done_ = false;
+  before_edit_.reset();
 }
 
 c10::intrusive_ptr<c10::ivalue::Future> ModuleSynchroniser::on_bucket(c10d::GradBucket& bucket) {
@@ -186,6 +271,7 @@ c10::intrusive_ptr<c10::ivalue::Future> ModuleSynchroniser::on_bucket(c10d::Grad
   }
   group_->counters().reductions.fetch_add(1, std::memory_order_relaxed);
   if (bucket.isLast()) {
+    note_training();
     backward_done_ = true;
   }
   auto future =

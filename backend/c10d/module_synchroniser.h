@@ -24,7 +24,8 @@ namespace distro::c10d_backend {
 class ModuleSynchroniser {
  public:
   /// `parameters`: the trainable ones, each once, in the same order on all ranks; floating point,
-  /// on the CPU.
+  /// on the CPU. None where the module is to stay exact. Takes the group's next module ordinal.
+  /// Throws exchange::OptionError where the module is too large for the options.
   ModuleSynchroniser(const c10::intrusive_ptr<ProcessGroupDistro>& backend,
                      std::vector<at::Tensor> parameters, const std::vector<std::string>& names);
 
@@ -42,12 +43,22 @@ class ModuleSynchroniser {
   /// gradient (not SGD).
   void set_optimizer(bool normalises);
 
-  /// The script has overwritten weights.
+  /// Watch parameters that were frozen when the module was wrapped, which nobody shares: training
+  /// one of them later is warned of.
+  void watch_frozen(std::vector<at::Tensor> parameters, std::vector<std::string> names);
+
+  /// The script has overwritten weights: all ranks take the mean at their next exchange.
   void mark();
 
-  /// Stop exchanging: from the next backward on gradients are all-reduced exactly (a sharded
-  /// optimizer was seen).
-  void go_exact();
+  /// The script is about to overwrite weights, and has done so. If at the next exchange the weights
+  /// are what they were before the first such edit (an average of weights was swapped in for an
+  /// evaluation, and out again), nothing has happened; else as mark().
+  void before_edit();
+  void after_edit();
+
+  /// Do not exchange the module (any more), because of `reason`. Ranks agree about it at the next
+  /// training forward; gradients are reduced exactly from then on.
+  void stay_exact(const std::string& reason);
 
   /// The exact mean of all ranks' weights, in place. Collective. Throws c10::DistBackendError.
   void average();
@@ -67,6 +78,10 @@ class ModuleSynchroniser {
   template <typename Step>
   void together(const char* what, Step&& step);
   [[nodiscard]] float gain() const;
+  void note_training();
+  void heed_training();
+  void heed_edit();
+  [[nodiscard]] std::uint64_t fingerprint() const;
   // Run `use` on views of the parameters' memory as it is now, in logical order; what it writes
   // reaches the parameters (writes: it does write).
   template <typename Use>
@@ -78,8 +93,19 @@ class ModuleSynchroniser {
   const std::vector<at::Tensor> parameters_;
   exchange::WeightsExchange exchange_;
   std::atomic<bool> backward_done_{false};  // a synchronised backward since the last sync point
-  std::atomic<bool> exact_{false};
+  std::atomic<bool> exact_{false};    // agreed
+  std::string reason_exact_;          // why it is to be; empty: it is not
   std::optional<bool> normalises_;
+  std::optional<std::uint64_t> before_edit_;  // fingerprint of the weights before the first edit
+
+  // requires_grad, as the last synchronised backward found it: a script may change it between a
+  // forward and a backward, and back (as GANs do), without anything being frozen.
+  std::vector<at::Tensor> frozen_;  // when the module was wrapped
+  std::vector<std::string> frozen_names_;
+  std::vector<char> training_;            // by parameter
+  std::atomic<bool> newly_frozen_{false};
+  std::atomic<std::ptrdiff_t> thawed_{-1};  // index into frozen_
+  bool warned_thawed_ = false;
 };
 
 }  // namespace distro::c10d_backend

@@ -21,32 +21,42 @@ from torch_distro._extension import extension
 from torch_distro._groups import backends_of
 
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_ONE_RANK = "one rank"
+_DENSE = "DISTRO_MODE=dense"
+# Their steps scale with the gradient, so that the mean of the ranks' steps is the step on the mean
+# gradient. All others normalise in some way.
+_LINEAR = (torch.optim.SGD, torch.optim.ASGD)
 
 
 class Attachment:
-    """What ties one DDP module to the exchange. Holds the module weakly."""
+    """What ties one DDP module to the exchange. Holds the module weakly.
 
-    def __init__(self, module: DistributedDataParallel, backend: Any) -> None:  # noqa: ANN401
-        self.group = backend.group
+    Args:
+        module: the wrapper.
+        copied: it is a copy or was unpickled, on some ranks perhaps only: it takes a number among
+            the group's modules when it begins to train, which all ranks do together. A module that
+            is wrapped takes its number at once.
+    """
+
+    def __init__(self, module: DistributedDataParallel, copied: bool) -> None:
         self.process_group = module.process_group
+        self.group = backends_of(self.process_group)[0].group
         # What stats() shows; outlives the module.
         self.record: dict[str, Any] = {"name": type(module.module).__name__, "exchanges": 0}
-        _records.setdefault(self.group, []).append(self.record)
-        self.script_hook = False
         self.synchroniser: Any = None
+        self.names: list[str] = []
+        self.shapes: list[torch.Size] = []
         self._hooked = False
-        reason = _why_exact(module, self.group)
-        if reason:
+        self._settled = False  # exact, and all ranks know
+        self._normalises: list[bool] = []  # of the optimizers seen before there was a synchroniser
+        if reason := _why_exact(module, self.group):
             self._go_exact(reason)
-            return
-        named = trainable(module)
-        self.names = [name for name, _ in named]
-        self.shapes = [parameter.shape for _, parameter in named]
-        self.synchroniser = extension().ModuleSynchroniser(
-            backend, [parameter for _, parameter in named], self.names
-        )
-        self._note("weights", f"DDP, {sum(p.numel() for _, p in named)} trainable parameters")
-        self.group.log("info", f"module {self.name}: weights mode ({self.record['reason']})")
+        else:
+            count = sum(parameter.numel() for _, parameter in trainable(module))
+            self._note("weights", f"DDP, {count} trainable parameters")
+            self.group.log("info", f"module {self.name}: weights mode ({self.record['reason']})")
+        if not copied:
+            self.take_number(module)
 
     @property
     def name(self) -> str:
@@ -54,22 +64,55 @@ class Attachment:
 
     @property
     def exchanged(self) -> bool:
-        """Whether the module is in weights mode."""
-        return self.record["mode"] == "weights"
+        """Whether the module is in weights mode, and has a number."""
+        return self.record["mode"] == "weights" and self.synchroniser is not None
 
     def _note(self, mode: str, reason: str) -> None:
         self.record.update(mode=mode, reason=reason)
 
     def _go_exact(self, reason: str) -> None:
         self._note("exact", reason)
-        level = "info" if reason.startswith(("DISTRO_MODE", "one rank")) else "warning"
+        self._settled = reason in (_ONE_RANK, _DENSE)  # which all ranks have in common
+        level = "info" if self._settled else "warning"
         self.group.log(level, f"module {self.name}: exact, nothing is compressed ({reason})")
 
+    def take_number(self, module: DistributedDataParallel) -> None:
+        """Become one of the group's modules; the order is the same on all ranks. Idempotent."""
+        if self.synchroniser is not None:
+            return
+        records = _records.setdefault(self.group, [])
+        if not any(record is self.record for record in records):
+            records.append(self.record)
+        if self._settled:
+            return
+        weights = self.record["mode"] == "weights"
+        named = trainable(module) if weights else []
+        self.names = [name for name, _ in named]
+        self.shapes = [parameter.shape for _, parameter in named]
+        self.synchroniser = extension().ModuleSynchroniser(
+            backends_of(self.process_group)[0], [parameter for _, parameter in named], self.names
+        )
+        if not weights:
+            self.synchroniser.stay_exact(self.record["reason"])
+            return
+        frozen = _frozen(module)
+        self.synchroniser.watch_frozen([p for _, p in frozen], [name for name, _ in frozen])
+        for normalises in self._normalises:
+            self.synchroniser.set_optimizer(normalises)
+
     def leave(self, reason: str) -> None:
-        """Reduce gradients exactly from now on."""
-        if self.exchanged:
-            self.synchroniser.go_exact()
+        """Reduce gradients exactly, from the next training forward on, as all ranks must."""
+        if self.record["mode"] == "weights":
             self._go_exact(reason)
+            if self.synchroniser is not None:
+                self.synchroniser.stay_exact(reason)
+
+    def take_optimizer(self, normalises: bool) -> None:
+        """An optimizer stepped these parameters; whether its steps do not scale with gradients."""
+        if self.synchroniser is None:
+            self._normalises.append(normalises)
+        else:
+            self.synchroniser.set_optimizer(normalises)
 
     def before_forward(self, module: DistributedDataParallel) -> None:
         """The sync point, under DDP's own condition; with join() it comes a little later."""
@@ -78,14 +121,23 @@ class Attachment:
             self.sync(module)
 
     def sync(self, module: DistributedDataParallel) -> None:
-        """Exchange the module. Collective."""
-        if self.script_hook or (not self.exchanged and not self._hooked):
+        """Exchange the module, or agree that it stays exact. Collective."""
+        if self._settled:
             return
-        if not self._hooked:
+        self.take_number(module)
+        if self.exchanged and not self._hooked:
             extension().ModuleSynchroniser.attach(self.synchroniser, module.reducer)
             self._hooked = True
         self.synchroniser.before_forward()
+        self._settled = self.synchroniser.exact
         self.record["exchanges"] = self.synchroniser.exchanges
+
+    def average(self) -> bool:
+        """The mean by the exchange, if the module is or was exchanged. Collective."""
+        if self.exchanged or self._hooked:
+            self.synchroniser.average()
+            return True
+        return False
 
     def take_script_hook(self) -> None:
         """The script registers a communication hook of its own: step aside.
@@ -93,15 +145,12 @@ class Attachment:
         Raises:
             RuntimeError: too late, the module has begun to train.
         """
-        if not self.exchanged:
-            return
         if self._hooked:
             raise RuntimeError(
                 "torch_distro: register a communication hook before the first training forward "
                 "(after it the module's gradients are exchanged by the distro backend)"
             )
-        self.script_hook = True
-        self._go_exact("the script has a communication hook of its own")
+        self.leave("the script has a communication hook of its own")
 
 
 _attachments: weakref.WeakKeyDictionary[nn.Module, Attachment] = weakref.WeakKeyDictionary()
@@ -117,20 +166,26 @@ _seen_optimizers: weakref.WeakKeyDictionary[torch.optim.Optimizer, int] = (
 
 def trainable(module: DistributedDataParallel) -> list[tuple[str, nn.Parameter]]:
     """The parameters that DDP reduces: trainable, each once (tied ones by their first name)."""
+    return [(name, parameter) for name, parameter in _shared(module) if parameter.requires_grad]
+
+
+def _frozen(module: DistributedDataParallel) -> list[tuple[str, nn.Parameter]]:
+    """Those that DDP would reduce if they were trained."""
+    return [(name, parameter) for name, parameter in _shared(module) if not parameter.requires_grad]
+
+
+def _shared(module: DistributedDataParallel) -> list[tuple[str, nn.Parameter]]:
     ignored: set[str] = getattr(module, "parameters_to_ignore", set())
-    return [
-        (name, parameter)
-        for name, parameter in module.module.named_parameters()
-        if parameter.requires_grad and name not in ignored
-    ]
+    named = module.module.named_parameters()
+    return [(name, parameter) for name, parameter in named if name not in ignored]
 
 
 def _why_exact(module: DistributedDataParallel, group: Any) -> str:  # noqa: ANN401
     """Why this module cannot be exchanged in weights mode; empty if it can."""
     if group.world_size == 1:
-        return "one rank"
+        return _ONE_RANK
     if group.mode == "dense":
-        return "DISTRO_MODE=dense"
+        return _DENSE
     if getattr(module, "mixed_precision", None) is not None:
         return "DDP's own mixed_precision swaps the weights; use torch.autocast instead"
     if getattr(module, "_delay_all_reduce_params", None):
@@ -148,18 +203,21 @@ def _why_exact(module: DistributedDataParallel, group: Any) -> str:  # noqa: ANN
     return ""
 
 
-def attach(module: DistributedDataParallel) -> None:
-    """Tie a new DDP module to the exchange if its group is a distro group."""
-    for backend in backends_of(module.process_group):
-        attachment = Attachment(module, backend)
-        _attachments[module] = attachment
-        _seen_optimizers.clear()  # one of them may be this module's
-        owner = weakref.ref(attachment)
-        keys = [id(parameter) for _, parameter in trainable(module)]
-        _owners.update(dict.fromkeys(keys, owner))
-        weakref.finalize(attachment, _forget, keys, owner)
-        module.register_forward_pre_hook(_before_forward, prepend=True)
+def attach(module: DistributedDataParallel, copied: bool = False) -> None:
+    """Tie a new DDP module, or a copy of one, to the exchange if its group is a distro group."""
+    if not backends_of(module.process_group):
         return
+    attachment = Attachment(module, copied)
+    _attachments[module] = attachment
+    _seen_optimizers.clear()  # one of them may be this module's
+    owner = weakref.ref(attachment)
+    keys = [id(parameter) for _, parameter in trainable(module)]
+    for key in keys:
+        if not copied or key not in _owners:  # a shallow copy shares its parameters
+            _owners[key] = owner
+    weakref.finalize(attachment, _forget, keys, owner)
+    if _before_forward not in module._forward_pre_hooks.values():
+        module.register_forward_pre_hook(_before_forward, prepend=True)
 
 
 def _forget(keys: list[int], owner: weakref.ReferenceType[Attachment]) -> None:
@@ -181,19 +239,34 @@ def owners_of(module: nn.Module) -> list[Attachment]:
     return found + [other for other in _attachments_of(module.parameters()) if other is not own]
 
 
+def _before_optimizer_step(
+    optimizer: torch.optim.Optimizer, _args: object, _kwargs: object
+) -> None:
+    if reason := _why_step_is_exact(optimizer):
+        for attachment in _stepped_by(optimizer):
+            attachment.leave(reason)
+
+
+def _why_step_is_exact(optimizer: torch.optim.Optimizer) -> str:
+    """Why weights that this optimizer steps cannot be exchanged; empty if they can."""
+    if any(kind.__name__ == "ZeroRedundancyOptimizer" for kind in type(optimizer).__mro__):
+        return "ZeroRedundancyOptimizer shards the optimizer's step"
+    if isinstance(optimizer, torch.optim.LBFGS):
+        return "LBFGS runs the model several times a step, and each rank another number of times"
+    return ""
+
+
+def _stepped_by(optimizer: torch.optim.Optimizer) -> list[Attachment]:
+    return _attachments_of(p for group in optimizer.param_groups for p in group["params"])
+
+
 def _after_optimizer_step(optimizer: torch.optim.Optimizer, _args: object, _kwargs: object) -> None:
-    groups = optimizer.param_groups
-    if _seen_optimizers.get(optimizer) == len(groups):
+    groups = len(optimizer.param_groups)
+    if _seen_optimizers.get(optimizer) == groups:
         return
-    _seen_optimizers[optimizer] = len(groups)
-    sharded = any(kind.__name__ == "ZeroRedundancyOptimizer" for kind in type(optimizer).__mro__)
-    for attachment in _attachments_of(
-        parameter for group in groups for parameter in group["params"]
-    ):
-        if sharded:
-            attachment.leave("ZeroRedundancyOptimizer shards the optimizer's step")
-        elif attachment.exchanged:
-            attachment.synchroniser.set_optimizer(not isinstance(optimizer, torch.optim.SGD))
+    _seen_optimizers[optimizer] = groups
+    for attachment in _stepped_by(optimizer):
+        attachment.take_optimizer(not isinstance(optimizer, _LINEAR))
 
 
 def _attachments_of(parameters: Any) -> list[Attachment]:  # noqa: ANN401 - any iterable of parameters
@@ -217,6 +290,16 @@ def _wrap_init(original: Callable[..., Any]) -> Callable[..., Any]:
     return __init__
 
 
+def _wrap_setstate(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``copy.deepcopy`` and ``pickle`` make a wrapper without its ``__init__``."""
+
+    def __setstate__(self: DistributedDataParallel, state: Any) -> None:  # noqa: ANN401, N807
+        original(self, state)
+        attach(self, copied=True)
+
+    return __setstate__
+
+
 def _wrap_hook(original: Callable[..., Any]) -> Callable[..., Any]:
     def register(self: DistributedDataParallel, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         attachment = _attachments.get(self)
@@ -234,12 +317,14 @@ def _wrap_edit(original: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def edit(self: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        exchanged = [attachment for attachment in owners_of(self) if attachment.exchanged]
+        for attachment in exchanged:
+            attachment.synchroniser.before_edit()
         try:
             return original(self, *args, **kwargs)
         finally:  # a load that raises has copied what fitted
-            for attachment in owners_of(self):
-                if attachment.exchanged:
-                    attachment.synchroniser.mark()
+            for attachment in exchanged:
+                attachment.synchroniser.after_edit()
 
     return edit
 
@@ -267,9 +352,7 @@ def _wrap_join(original: Callable[..., Any]) -> Callable[..., Any]:
 def _wrap_sharded_optimizer(original: Callable[..., Any]) -> Callable[..., Any]:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401, N807
         original(self, *args, **kwargs)
-        parameters = (p for group in self.param_groups for p in group["params"])
-        for attachment in _attachments_of(parameters):
-            attachment.leave("ZeroRedundancyOptimizer shards the optimizer's step")
+        _before_optimizer_step(self, None, None)
 
     return __init__
 
@@ -279,17 +362,22 @@ def install() -> None:
     """Wrap what must be wrapped, once a process."""
     global _before_forward
     from torch.distributed.optim import ZeroRedundancyOptimizer
-    from torch.optim.optimizer import register_optimizer_step_post_hook
+    from torch.optim.optimizer import (
+        register_optimizer_step_post_hook,
+        register_optimizer_step_pre_hook,
+    )
 
     # Once, and under its own name: a wrapper that carries the hook is pickled by that name.
     _before_forward = torch.compiler.disable(_before_forward)
     _wrap(DistributedDataParallel, "__init__", _wrap_init)
+    _wrap(DistributedDataParallel, "__setstate__", _wrap_setstate)
     _wrap(DistributedDataParallel, "register_comm_hook", _wrap_hook)
     _wrap(DistributedDataParallel, "_register_builtin_comm_hook", _wrap_hook)
     _wrap(DistributedDataParallel, "_sync_final_model", _wrap_edit)
     _wrap(DistributedDataParallel, "_check_global_requires_backward_grad_sync", _wrap_join)
     _wrap(nn.Module, "load_state_dict", _wrap_edit)
     _wrap(ZeroRedundancyOptimizer, "__init__", _wrap_sharded_optimizer)
+    register_optimizer_step_pre_hook(_before_optimizer_step)
     register_optimizer_step_post_hook(_after_optimizer_step)
 
 

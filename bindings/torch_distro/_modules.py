@@ -26,9 +26,7 @@ def average(module: nn.Module) -> None:
     """
     owners = owners_of(module)
     for owner in owners:
-        if owner.exchanged:
-            owner.synchroniser.average()
-        else:
+        if not owner.average():
             _exact_mean(module, owner.process_group)
     if not owners and dist.is_available() and dist.is_initialized():
         group = getattr(module, "process_group", None) or dist.group.WORLD
