@@ -15,6 +15,7 @@
 #include "backend/c10d/process_group_distro.h"
 #include "backend/c10d/store.h"
 #include "backend/exchange/group.h"
+#include "backend/exchange/stats_path.h"
 
 namespace py = pybind11;
 
@@ -111,6 +112,7 @@ std::shared_ptr<Group> join(const c10::intrusive_ptr<c10d::Store>& store, int ra
   try {
     const auto options =
         distro::exchange::resolve_options(distro::exchange::distro_environment(), overrides);
+    distro::exchange::check_stats_path(options.stats_path);
     return Group::join(identity, options, blobs);
   } catch (const distro::exchange::OptionError& error) {
     if (world_size > 1) {

@@ -10,6 +10,8 @@
 #include <span>
 #include <vector>
 
+#include "backend/exchange/text.h"
+
 extern char** environ;  // NOLINT(readability-redundant-declaration): POSIX declares it in no header
 
 namespace distro::exchange {
@@ -21,6 +23,9 @@ using transport::LogLevel;
 // Thrown by a parser; the caller adds the option's name and what is allowed.
 struct BadValue {};
 struct NotAvailableYet {};
+
+// Of a name or value that is no text, in an error text, in bytes.
+constexpr std::size_t kMaxShownValue = 200;
 
 template <typename Number>
 Number number(std::string_view text, Number least, Number most) {
@@ -181,6 +186,10 @@ std::string variable_of(const Entry& entry) {
 }
 
 void set(Options& options, const Entry& entry, std::string_view shown, std::string_view text) {
+  if (!is_utf8(text)) {
+    throw OptionError(fmt::format("{}={} is not UTF-8 text. Allowed: {}.", shown,
+                                  printable(text, kMaxShownValue), entry.allowed));
+  }
   try {
     entry.set(options, text);
   } catch (const BadValue&) {
@@ -216,7 +225,7 @@ Options resolve_options(const StringMap& environment, const StringMap& overrides
       throw OptionError(
           fmt::format("{} is not a variable of torch-distro (a misspelling?). Known: {}. "
                       "Unset it or correct its name.",
-                      variable, fmt::join(known, ", ")));
+                      printable(variable, kMaxShownValue), fmt::join(known, ", ")));
     }
     set(options, *found, variable, text);
   }

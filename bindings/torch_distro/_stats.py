@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def stats(group: dist.ProcessGroup | None = None) -> dict[str, Any]:
         ``exact_bytes`` (handed to the inner backend). Counts: ``exchanges``, ``reductions``,
         ``exact``, ``resent_frames``, ``reconnects``, ``resyncs``, ``participants``. Seconds:
         ``encode_seconds``, ``decode_seconds``, ``wait_seconds``. ``reference_checksum``: of the
-        reference weights, equal on all ranks. ``modules``: a list of dicts with ``name``, ``mode``
+        reference weights, summed over the modules, equal on all ranks. ``modules``: a list of dicts with ``name``, ``mode``
         and ``reason``.
 
     Raises:
@@ -72,8 +73,16 @@ def write() -> None:
     for path in {path for path, _ in snapshots}:
         first, *others = [snapshot for other, snapshot in snapshots if other == path]
         target = _path_of(path, first["rank"])
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps({**first, "groups": others}, indent=2) + "\n")
+        text = json.dumps({**first, "groups": others}, indent=2) + "\n"
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text)
+        except OSError as error:  # it could be written to when the group was made
+            print(
+                f"torch-distro: the counters of rank {first['rank']} (DISTRO_STATS) cannot be "
+                f"written to {target}: {error.strerror or error}. They are:\n{text}",
+                file=sys.stderr,
+            )
 
 
 @atexit.register
