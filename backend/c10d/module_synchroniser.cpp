@@ -217,8 +217,8 @@ void ModuleSynchroniser::note_training() {
   }
 }
 
-// A frozen parameter is to rest, but its residual would go on to be sent, and the other ranks' to be
-// added. After the mean of all ranks there is no residual.
+// A frozen parameter is to rest, but its residual would go on to be sent, and the other ranks' to
+// be added. After the mean of all ranks there is no residual.
 void ModuleSynchroniser::heed_training() {
   if (newly_frozen_.exchange(false)) {
     group_->log(transport::LogLevel::info,

@@ -93,8 +93,8 @@ class ModuleSynchroniser {
   const std::vector<at::Tensor> parameters_;
   exchange::WeightsExchange exchange_;
   std::atomic<bool> backward_done_{false};  // a synchronised backward since the last sync point
-  std::atomic<bool> exact_{false};    // agreed
-  std::string reason_exact_;          // why it is to be; empty: it is not
+  std::atomic<bool> exact_{false};          // agreed
+  std::string reason_exact_;                // why it is to be; empty: it is not
   std::optional<bool> normalises_;
   std::optional<std::uint64_t> before_edit_;  // fingerprint of the weights before the first edit
 
@@ -102,7 +102,7 @@ class ModuleSynchroniser {
   // forward and a backward, and back (as GANs do), without anything being frozen.
   std::vector<at::Tensor> frozen_;  // when the module was wrapped
   std::vector<std::string> frozen_names_;
-  std::vector<char> training_;            // by parameter
+  std::vector<char> training_;  // by parameter
   std::atomic<bool> newly_frozen_{false};
   std::atomic<std::ptrdiff_t> thawed_{-1};  // index into frozen_
   bool warned_thawed_ = false;

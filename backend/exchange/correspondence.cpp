@@ -4,7 +4,6 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <map>
 
@@ -131,7 +130,8 @@ void Correspondence::explain_geometry() {
   throw ExchangeError(
       difference.empty()
           ? fmt::format(
-                "module {} is exchanged with different options on the ranks, or has more parameters "
+                "module {} is exchanged with different options on the ranks, or has more "
+                "parameters "
                 "than can be compared here; give all ranks the same options and the same module",
                 module_)
           : fmt::format("module {} is not the same on all ranks: {}. Build the same model, with "
@@ -295,7 +295,8 @@ std::vector<Letter> Correspondence::take_step(const Statement& own) {
   return letters;
 }
 
-float Correspondence::gain_of(const std::vector<Letter>& letters, const Statement& own) const {
+std::optional<float> Correspondence::gain_of(const std::vector<Letter>& letters,
+                                             const Statement& own) const {
   std::map<float, std::vector<int>> gains;
   for (std::size_t rank = 0; rank < letters.size(); ++rank) {
     const bool mine = static_cast<int>(rank) == group_->rank();
@@ -316,7 +317,7 @@ float Correspondence::gain_of(const std::vector<Letter>& letters, const Statemen
                     "optimizer on all ranks, or set DISTRO_GAIN.",
                     group_->rank(), where(own.exchange), fmt::join(parts, ", ")));
   }
-  return gains.empty() ? std::sqrt(static_cast<float>(letters.size())) : gains.begin()->first;
+  return gains.empty() ? std::nullopt : std::optional(gains.begin()->first);
 }
 
 std::uint64_t Correspondence::take_average(const Statement& own,

@@ -55,9 +55,9 @@ class Correspondence {
   /// Instead of a step: this rank stops exchanging the module, because of `reason`; so must all.
   void stop(const Statement& own, const std::string& reason);
 
-  /// The gain of an exchange: that of the ranks that know theirs; the square root of the ranks if
-  /// none does.
-  [[nodiscard]] float gain_of(const std::vector<Letter>& letters, const Statement& own) const;
+  /// The gain of an exchange: that of the ranks that know theirs; nothing if none does.
+  [[nodiscard]] std::optional<float> gain_of(const std::vector<Letter>& letters,
+                                             const Statement& own) const;
 
   /// Every rank's average message; exchanges that they sent before are dropped, for the mean holds
   /// what they tell. Checks finite weights. Ranks may be one exchange apart: returns the number of

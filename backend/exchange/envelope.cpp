@@ -40,8 +40,8 @@ void check_kind(const Envelope& envelope, std::size_t body_bytes) {
   const bool exact = (envelope.flags & kExact) != 0;
   const bool step = envelope.kind == MessageKind::step;
   const bool describe = envelope.kind == MessageKind::describe;
-  const std::size_t least = (envelope.kind == MessageKind::begin ? kCountBytes : 0) +
-                      (non_finite ? kIndexBytes : 0);
+  const std::size_t least =
+      (envelope.kind == MessageKind::begin ? kCountBytes : 0) + (non_finite ? kIndexBytes : 0);
   std::size_t most = least;
   if (exact) {
     most += kMaxReasonBytes;

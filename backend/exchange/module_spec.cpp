@@ -54,8 +54,9 @@ std::string describe(std::span<const TensorSpec> tensors, std::size_t most) {
 }
 
 std::uint64_t geometry_hash(std::span<const TensorSpec> tensors, const Options& options) {
-  const std::string text = describe(tensors, SIZE_MAX) + fmt::format("k {} bits {} delay {}", options.k,
-                                                           options.value_bits, options.delay);
+  const std::string text =
+      describe(tensors, SIZE_MAX) +
+      fmt::format("k {} bits {} delay {}", options.k, options.value_bits, options.delay);
   return XXH3_64bits(text.data(), text.size());
 }
 

@@ -63,8 +63,7 @@ struct WeightsExchange::Exchange {
 WeightsExchange::WeightsExchange(std::shared_ptr<Group> group, std::vector<TensorSpec> tensors)
     : group_(std::move(group)),
       ranks_(group_, std::move(tensors)),
-      codec_(checked_geometry(group_->options(), ranks_.tensors()),
-             config_of(group_->options())) {}
+      codec_(checked_geometry(group_->options(), ranks_.tensors()), config_of(group_->options())) {}
 
 WeightsExchange::~WeightsExchange() { group_->forget(ordinal()); }
 
@@ -170,11 +169,28 @@ void WeightsExchange::publish() {
                                                   std::memory_order_relaxed);
 }
 
+float WeightsExchange::gain_of(const std::vector<Letter>& letters) {
+  if (const auto gain = ranks_.gain_of(letters, sent_)) {
+    return *gain;
+  }
+  const float gain = std::sqrt(static_cast<float>(group_->world_size()));
+  if (moved_ && !warned_gain_) {
+    warned_gain_ = true;
+    group_->log(LogLevel::warning,
+                fmt::format("module {}: its weights move, but no torch.optim optimizer was seen to "
+                            "step them. The mean of the ranks' moves is multiplied by {:.3g}, "
+                            "which is right for optimizers that normalise, as Adam does; for "
+                            "hand-written SGD set DISTRO_GAIN=1.",
+                            ordinal(), gain));
+  }
+  return gain;
+}
+
 // Wait for, check and unpack the exchange that was sent last.
 WeightsExchange::Exchange WeightsExchange::collect() {
   const auto letters = ranks_.take_step(sent_);
   Exchange exchange;
-  exchange.gain = ranks_.gain_of(letters, sent_);
+  exchange.gain = gain_of(letters);
   exchange.records.resize(letters.size());
   std::vector<std::string> errors(letters.size());
   const Stopwatch stopwatch(group_->counters().decode_nanoseconds);
@@ -243,21 +259,6 @@ void WeightsExchange::watch_move(double mean_move) {
   usual_move_ = usual_move_ == 0.0 ? mean_move : 0.9 * usual_move_ + 0.1 * mean_move;
 }
 
-// At the first exchange an fp64 weight "moves" by its rounding to W.
-void WeightsExchange::watch_gain(double mean_move) {
-  if (sent_.gain != kGainUnknown || sent_.exchange < 2 || mean_move == 0.0 || warned_gain_) {
-    return;
-  }
-  warned_gain_ = true;
-  const double gain = std::sqrt(static_cast<double>(group_->world_size()));
-  group_->log(LogLevel::warning,
-              fmt::format("module {}: its weights move, but no torch.optim optimizer was seen to "
-                          "step them. The mean of the ranks' moves is multiplied by {:.3g}, which "
-                          "is right for optimizers that normalise, as Adam does; for hand-written "
-                          "SGD set DISTRO_GAIN=1.",
-                          ordinal(), gain));
-}
-
 // Encode what this rank moved since the last sync point, after applying `due` if there is one.
 plugins::Step WeightsExchange::encode(Views x, const Exchange* due) {
   const Stopwatch stopwatch(group_->counters().encode_nanoseconds);
@@ -320,7 +321,7 @@ void WeightsExchange::sync_locked(Views x, ExactCollectives& exact, float gain) 
   send_step(asked_ ? kAsksResync : std::uint16_t{0}, step.record);
   if (!asked_ && !resync) {
     watch_move(step.move_mean);
-    watch_gain(step.move_mean);
+    moved_ = step.move_mean > 0.0 && sent_.exchange > 1;  // fp64 weights "move" by rounding to W
     share_left_ = share();
   }
   in_flight_ = true;

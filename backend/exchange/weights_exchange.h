@@ -29,10 +29,10 @@ struct ModuleState {
 /// `weights` mode of one module on one rank: what happens at its sync points (the DisTrO report's
 /// compressed exchange at every step, of weights instead of gradients; README.md, "How it works").
 ///
-/// All functions but mark(), state() and load() are collective: every rank of the group calls the same ones in the same
-/// order, with the same tensors in the same order. They throw ExchangeError or
-/// transport::PeerError, after which the module cannot go on; before they throw for a reason that
-/// others cannot see, they tell the others (Group::abort). Thread-safe.
+/// All functions but mark(), state() and load() are collective: every rank of the group calls the
+/// same ones in the same order, with the same tensors in the same order. They throw ExchangeError
+/// or transport::PeerError, after which the module cannot go on; before they throw for a reason
+/// that others cannot see, they tell the others (Group::abort). Thread-safe.
 class WeightsExchange {
  public:
   using Views = std::span<const plugins::TensorView>;
@@ -105,7 +105,7 @@ class WeightsExchange {
   Exchange collect();
   void take_mean(Views x, ExactCollectives& exact);
   void watch_move(double mean_move);
-  void watch_gain(double mean_move);
+  float gain_of(const std::vector<Letter>& letters);
   void publish();
   [[nodiscard]] float share() const;
 
@@ -123,6 +123,7 @@ class WeightsExchange {
   bool asked_ = false;         // it asks for a resync
   plugins::ParsedRecord own_;  // what this rank sent in it
   float share_left_ = 0.0F;    // share with which x was left
+  bool moved_ = false;         // the weights had moved when it was sent
   double usual_move_ = 0.0;    // moving average of the mean |move| of an element
   bool warned_move_ = false;
   bool warned_gain_ = false;

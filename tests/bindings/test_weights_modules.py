@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from typing import Any
 
 import torch
 import torch_distro
-from models import adamw, batches, flat, train, wrapped
+from models import Mixed, adamw, batches, flat, train, wrapped
 from ranks import run
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 STEPS = 12
 
@@ -98,3 +100,58 @@ def _average_any(rank: int, size: int) -> torch.Tensor:
 def test_average_works_on_a_module_that_is_not_wrapped() -> None:
     for weights in run(2, _average_any):
         assert set(weights.tolist()) == {0.5}
+
+
+def _copies(rank: int, size: int) -> dict[str, Any]:
+    import io
+
+    module = wrapped()
+    train(module, adamw(module), batches(rank, 3))
+    alone = [copy.deepcopy(module)] if rank == 0 else []  # for itself: not a module of the group
+    copied = copy.deepcopy(module)
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    buffer.seek(0)
+    loaded = torch.load(buffer, weights_only=False)
+    other = wrapped(1)
+    result: dict[str, Any] = {}
+    for name, each in {"other": other, "copied": copied, "loaded": loaded, "old": module}.items():
+        optimizer = adamw(each)
+        train(each, optimizer, batches(rank, 6))
+        result[name] = torch_distro.state_dict(each)["reference"]
+    result["modules"] = torch_distro.stats()["modules"]
+    result["alone"] = all(torch.isfinite(flat(each)).all() for each in alone)
+    torch_distro.average(copied)
+    result["mean"] = flat(copied)
+    return result
+
+
+def test_a_copied_or_unpickled_wrapper_is_exchanged_as_well() -> None:
+    first, second = run(2, _copies)
+    for name in ("other", "copied", "loaded", "old"):
+        for parameter, reference in first[name].items():
+            assert torch.equal(reference, second[name][parameter]), (name, parameter)
+    assert not torch.equal(first["copied"]["first.weight"], first["old"]["first.weight"])
+    assert torch.equal(first["mean"], second["mean"])
+    assert first["modules"] == second["modules"]
+    assert [m["exchanges"] for m in first["modules"]] == [8, 5, 5, 5]  # old, other, copied, loaded
+
+
+def _wrapped_again(rank: int, size: int) -> dict[str, Any]:
+    model = Mixed()
+    checksums = []
+    for trained in ("first", "second", "norm"):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith(trained))
+        module = DistributedDataParallel(model)
+        train(module, torch.optim.Adam(module.parameters(), lr=1e-2), batches(rank, 4))
+        torch_distro.average(module)
+        checksums.append(torch_distro.stats()["reference_checksum"])
+    return {"weights": flat(model), "checksums": checksums, "stats": torch_distro.stats()}
+
+
+def test_one_model_wrapped_again_and_again_with_other_parameters_trained() -> None:
+    first, second = run(2, _wrapped_again)
+    assert torch.equal(first["weights"], second["weights"])
+    assert first["checksums"] == second["checksums"]
+    assert [module["exchanges"] for module in first["stats"]["modules"]] == [3, 3, 3]

@@ -11,6 +11,7 @@
 
 #include "kernels/half.h"
 #include "kernels/kernels.h"
+#include "plugins/weights.h"
 
 namespace distro::plugins {
 namespace {
@@ -221,6 +222,32 @@ TEST(RecordCoder, FullTilesCostAtMost73AndAHalfBits) {
   const double bits = static_cast<double>(encode(geometry, coder, r).size()) * 8 / 1024;
   fmt::print("a full tile, K=6: {:.2f} bits\n", bits);
   EXPECT_LE(bits, 73.5);
+}
+
+TEST(WeightsRecord, NoRecordIsLargerThanTheBound) {
+  const std::vector<std::size_t> elements = {5000, 4096, 3, 70'000};
+  const Geometry geometry(elements);
+  for (const std::uint32_t k : {1U, 6U, 4096U}) {
+    for (const std::uint32_t bits : {1U, 32U}) {
+      const RecordCoder coder(geometry, {k, bits});
+      WeightsCodec codec(Geometry(elements), {k, bits});
+      std::vector<std::vector<float>> weights;
+      std::vector<TensorView> views;
+      for (const std::size_t n : elements) {
+        auto& tensor = weights.emplace_back(n);
+        views.push_back({tensor.data(), kernels::DType::f32, n});
+      }
+      codec.begin(views);
+      for (auto& tensor : weights) {
+        for (std::size_t i = 0; i < tensor.size(); ++i) {
+          tensor[i] = static_cast<float>(i + 1);  // the last ones are the largest: longest gaps
+        }
+      }
+      const std::size_t size = codec.encode(views, 0.0F).record.size();
+      EXPECT_LE(size, coder.largest_body_bytes());
+      EXPECT_GT(4 * size + 100, coder.largest_body_bytes());  // and the bound is no fantasy
+    }
+  }
 }
 
 }  // namespace

@@ -139,6 +139,33 @@ TEST(WeightsState, ASavedStateContinuesWithTheSameBits) {
   EXPECT_EQ(module.bytes(), other.bytes());
 }
 
+TEST(WeightsState, TheStateHoldsWhatTheOptimizerHasMovedSinceAndLeavesAllAsItWas) {
+  Simulation simulation(mixed_tensors(), {}, {.ranks = 1});
+  for (int step = 0; step < 5; ++step) {
+    simulation.step(0.1);
+  }
+  WeightsCodec& codec = simulation.codecs[0];
+  Module& module = simulation.modules[0];
+  const float share = 0.5F;
+  codec.leave(module.views(), share);
+  std::mt19937 random(3);
+  module.move(random, 0.1);
+  const Snapshot before(simulation);
+  const auto saved = codec.state(module.views(), share);
+  EXPECT_EQ(Snapshot(simulation), before);
+  WeightsCodec resumed(module.geometry(), {});
+  for (std::size_t tensor = 0; tensor < saved.size(); ++tensor) {
+    EXPECT_EQ(saved[tensor].reference, before.w[tensor]);
+    resumed.restore_state(tensor, saved[tensor].reference, saved[tensor].residual);
+  }
+  resumed.rehash();
+  Module other = module;
+  resumed.leave(other.views(), share);
+  // The optimizer's move is in R now, so that both select the same.
+  EXPECT_EQ(resumed.encode(other.views(), share).record,
+            codec.encode(module.views(), share).record);
+}
+
 TEST(WeightsState, MisuseIsNamed) {
   Simulation simulation(float_tensors(), {}, {.ranks = 1});
   WeightsCodec& codec = simulation.codecs[0];

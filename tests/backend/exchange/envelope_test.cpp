@@ -85,5 +85,23 @@ TEST(Envelope, RejectsWhatDoesNotBelongToItsKind) {
                EnvelopeError);
 }
 
+TEST(Envelope, TextsOfPeersAreBounded) {
+  const std::vector<std::byte> reason(8 + kMaxReasonBytes);
+  EXPECT_NO_THROW(open(seal({.kind = MessageKind::begin, .flags = kExact}, reason)));
+  EXPECT_NO_THROW(open(seal({.kind = MessageKind::step, .flags = kExact, .exchange = 1}, {})));
+  EXPECT_THROW(open(seal({.kind = MessageKind::begin, .flags = kExact},
+                         std::vector<std::byte>(9 + kMaxReasonBytes))),
+               EnvelopeError);
+  EXPECT_THROW(open(seal({.kind = MessageKind::step, .flags = kExact, .exchange = 1}, reason)),
+               EnvelopeError);
+  EXPECT_THROW(open(seal({.kind = MessageKind::average, .flags = kExact}, {})), EnvelopeError);
+  EXPECT_THROW(
+      open(seal({.kind = MessageKind::step, .flags = kExact | kNonFinite, .exchange = 1}, {})),
+      EnvelopeError);
+  EXPECT_THROW(
+      open(seal({.kind = MessageKind::describe}, std::vector<std::byte>(kMaxDescriptionBytes + 1))),
+      EnvelopeError);
+}
+
 }  // namespace
 }  // namespace distro::exchange
