@@ -32,6 +32,17 @@ class Mixed(nn.Module):
         return self.frozen(self.tied_again(torch.tanh(self.tied(x))))
 
 
+class Buffered(nn.Module):
+    """A module whose buffers DDP broadcasts at every forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(20, 300), nn.BatchNorm1d(300), nn.Linear(300, 20))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
 def batches(rank: int, steps: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1000 + rank)
     return [torch.randn(16, 20, generator=generator).to(dtype) for _ in range(steps)]

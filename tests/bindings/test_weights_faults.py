@@ -6,9 +6,8 @@ import time
 
 import torch
 import torch.distributed as dist
-from models import adamw, batches, train, wrapped
+from models import Buffered, adamw, batches, train, wrapped
 from ranks import fail, run
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -30,17 +29,6 @@ def test_a_non_finite_weight_is_an_error_on_all_ranks() -> None:
         assert "rank 1" in error.message
         assert "norm.bias" in error.message
         assert "exchange 5" in error.message
-
-
-class Buffered(nn.Module):
-    """A module whose buffers DDP broadcasts at every forward."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(20, 300), nn.BatchNorm1d(300), nn.Linear(300, 20))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.net(x)
 
 
 def _broken_with_buffers(rank: int, size: int) -> bool:
