@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "backend/exchange/stopwatch.h"
-#include "plugins/weights_record.h"
+#include "plugins/record_coder.h"
 
 namespace distro::exchange {
 namespace {
@@ -30,7 +30,7 @@ plugins::WeightsConfig config_of(const Options& options) {
 // The tiles of a module whose records all ranks can keep. Before any memory is taken for it.
 plugins::Geometry checked_geometry(const Options& options, std::span<const TensorSpec> tensors) {
   plugins::Geometry geometry(element_counts(tensors));
-  const plugins::RecordCoder coder(geometry, {options.k, options.value_bits});
+  const plugins::RecordCoder coder(geometry.layout(), {options.k, options.value_bits});
   if (coder.largest_body_bytes() > kLargestRecordBytes) {
     constexpr double kMebi = 1 << 20;
     throw OptionError(fmt::format(

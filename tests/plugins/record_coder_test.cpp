@@ -229,7 +229,7 @@ TEST(WeightsRecord, NoRecordIsLargerThanTheBound) {
   const Geometry geometry(elements);
   for (const std::uint32_t k : {1U, 6U, 4096U}) {
     for (const std::uint32_t bits : {1U, 32U}) {
-      const RecordCoder coder(geometry, {k, bits});
+      const RecordCoder coder(geometry.layout(), {k, bits});
       WeightsCodec codec(Geometry(elements), {k, bits});
       std::vector<std::vector<float>> weights;
       std::vector<TensorView> views;
