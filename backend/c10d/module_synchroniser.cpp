@@ -137,6 +137,8 @@ void ModuleSynchroniser::before_forward() {
       with_views([&](exchange::WeightsExchange::Views views) { exchange_.begin(views, exact); });
     }
     if (backward_done_) {
+      heed_edit();
+      heed_training();
       RECORD_FUNCTION("distro:exchange",
                       std::vector<c10::IValue>(parameters_.begin(), parameters_.end()));
       heed_edit();

@@ -150,6 +150,19 @@ def test_a_script_that_forgets_to_destroy_its_group_ends_cleanly_and_writes_its_
     assert written[0]["modules"][0]["name"] == "Linear"
 
 
+def test_stats_that_cannot_be_written_any_more_are_told_at_exit(tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    body = FORGETFUL + "import pathlib, shutil\nif dist.get_rank() == 0:\n"
+    body += (
+        f"    shutil.rmtree({str(folder)!r})\n    pathlib.Path({str(folder)!r}).write_text('')\n"
+    )
+    folder.mkdir()
+    done = _script(body, tmp_path, DISTRO_STATS=str(folder / "stats.json"))
+    assert done.returncode == 0, done.stderr
+    assert "counters of rank 0 (DISTRO_STATS) cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 AGAIN = (
     FORGETFUL.replace("dist.init_process_group", "for _ in range(3):\n  dist.init_process_group")
     .replace("\nmodule", "\n  module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,24 @@ def test_option_errors_are_value_errors() -> None:
         extension().check_options({"DISTRO_DELAY": "2"}, {})
     with pytest.raises(TypeError):
         torch_distro.Options(6)  # type: ignore[misc]
+
+
+def test_a_variable_that_is_no_text_is_named() -> None:
+    for error in fail(2, _nothing, env={"DISTRO_ADVERTISE": os.fsdecode(b"h\xffst")}):
+        assert error.kind == "OptionError"
+        assert "DISTRO_ADVERTISE=h\ufffdst is not UTF-8" in error.message
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [("folder", "it is a folder"), ("file/stats.json", "is not a folder"), ("new/", "a folder")],
+)
+def test_a_path_of_stats_that_cannot_be_written_is_found_at_start(
+    path: str, says: str, tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    for error in fail(2, _nothing, env={"DISTRO_STATS": f"{tmp_path}/{path}"}):
+        assert error.kind == "OptionError"
+        assert "DISTRO_STATS=" in error.message
+        assert says in error.message
