@@ -7,10 +7,12 @@
 #include <charconv>
 #include <cstdint>
 
+#include "transport/dialer.h"
+
 namespace distro::transport {
 
 Acceptor::Acceptor(zmq::context_t& context, const ChannelConfig& config)
-    : router_(context, zmq::socket_type::router) {
+    : context_(context), config_(config), router_(context, zmq::socket_type::router) {
   const bool ipv6 = config.carrier == Carrier::tcp && plan_tcp(config).ipv6;
   set_socket_options(router_, config, ipv6);
   router_.set(zmq::sockopt::router_mandatory, true);
@@ -23,6 +25,10 @@ Acceptor::Acceptor(zmq::context_t& context, const ChannelConfig& config)
 Acceptor::~Acceptor() {
   monitor_.reset();
   close_lingering(router_, kLinger);
+}
+
+std::unique_ptr<Link> Acceptor::dial(int /*peer*/, const std::string& endpoint) {
+  return std::make_unique<Dialer>(context_, config_, endpoint);
 }
 
 void Acceptor::bind(const ChannelConfig& config) {

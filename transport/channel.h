@@ -23,11 +23,12 @@ enum class Carrier {
   tcp,     ///< ZeroMQ over TCP.
   ipc,     ///< ZeroMQ over Unix sockets in a private directory: ranks of one host.
   inproc,  ///< ZeroMQ within one process: ranks that are threads.
+  plugin,  ///< A third-party transport, loaded by path (transport/abi.h).
 };
 
 /// What a rank publishes in the rendezvous, so that its peers can find and recognise it.
 struct PeerAddress {
-  std::string endpoint;        ///< ZeroMQ endpoint to connect to.
+  std::string endpoint;        ///< Where to connect to, in the words of the carrier.
   std::uint64_t session = 0;   ///< Random; tells this incarnation of the rank from an earlier one.
   std::uint32_t protocol = 0;  ///< Version of the session protocol.
   std::string host;      ///< Identity of the host and its pid namespace; equal strings: same host.
@@ -36,6 +37,8 @@ struct PeerAddress {
       0;  ///< Start time of the process in clock ticks, against reuse of a pid.
 };
 
+class Plugin;
+
 /// Options of one group's channel. Sizes in bytes. The defaults are for the internet; tests shrink
 /// them.
 struct ChannelConfig {
@@ -43,6 +46,7 @@ struct ChannelConfig {
   int world_size = 1;
   std::uint64_t group = 0;  ///< Random number of the group, the same on all its ranks.
   Carrier carrier = Carrier::tcp;
+  std::shared_ptr<const Plugin> plugin;    ///< Carrier::plugin: the loaded library.
   std::string bind_address = "127.0.0.1";  ///< tcp: address to bind.
   std::string advertise;                   ///< tcp: host told to peers; empty: bind_address.
   std::uint16_t first_port = 0;            ///< tcp: range of ports to bind; 0: any free port.
@@ -60,7 +64,7 @@ struct ChannelConfig {
   std::chrono::milliseconds keepalive{5'000};
 };
 
-/// Counters since the channel was opened. "Socket bytes" is everything ZeroMQ was given and gave:
+/// Counters since the channel was opened. "Socket bytes" is everything the carrier was given and gave:
 /// headers, acknowledgements, hellos and resends included.
 struct ChannelCounters {
   std::uint64_t socket_bytes_sent = 0;

@@ -17,11 +17,6 @@ namespace {
 // acknowledgements and aborts wait behind more data on a slow link.
 constexpr int kQueuedFrames = 16;
 
-// Above a chunk and its header. Less: an honest chunk kills the connection; much more: an announced
-// length of a stranger takes that much memory.
-constexpr std::int64_t kFrameAllowance = 1024;
-static_assert(kFrameAllowance >= static_cast<std::int64_t>(kHeaderBytes + kMaxReasonBytes + 4));
-
 // A heartbeat that stays unanswered for so many intervals ends the connection. Fewer: a chunk on a
 // slow link is taken for a dead peer; more: a vanished host is noticed late.
 constexpr int kMissedHeartbeats = 6;
@@ -57,7 +52,7 @@ void set_socket_options(zmq::socket_t& socket, const ChannelConfig& config, bool
   // ZeroMQ never reconnects.
   const bool dials = socket.get(opt::type) == ZMQ_DEALER;
   socket.set(opt::rcvhwm, dials ? 0 : kQueuedFrames);
-  socket.set(opt::maxmsgsize, static_cast<std::int64_t>(config.chunk_bytes) + kFrameAllowance);
+  socket.set(opt::maxmsgsize, static_cast<std::int64_t>(config.chunk_bytes + kFrameAllowance));
   socket.set(opt::heartbeat_ivl, keepalive);
   socket.set(opt::heartbeat_timeout, kMissedHeartbeats * keepalive);
   socket.set(opt::heartbeat_ttl, kMissedHeartbeats * keepalive);

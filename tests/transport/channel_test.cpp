@@ -52,7 +52,7 @@ TEST_P(EveryCarrier, AllToAll) {
 
 INSTANTIATE_TEST_SUITE_P(
     Carriers, EveryCarrier,
-    testing::Combine(testing::Values(Carrier::tcp, Carrier::ipc, Carrier::inproc),
+    testing::Combine(testing::Values(Carrier::tcp, Carrier::ipc, Carrier::inproc, Carrier::plugin),
                      testing::Values(2, 4),
                      testing::Values(std::size_t{0}, std::size_t{1}, (std::size_t{64} << 10) - 1,
                                      std::size_t{64} << 10, std::size_t{3} << 20)),
