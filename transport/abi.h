@@ -24,8 +24,8 @@
  * during the call. What a transport hands out is valid until the time said beside it.
  *
  * Errors. Functions return a distro_transport_status. With DISTRO_TRANSPORT_ERROR the group of this
- * rank fails, with the text that `error` was given (what happened, and what to do). No C++ exception
- * should leave a function; one that does counts as DISTRO_TRANSPORT_ERROR.
+ * rank fails, with the text that `error` was given (what happened, and what to do). No C++
+ * exception should leave a function; one that does counts as DISTRO_TRANSPORT_ERROR.
  *
  * Versions. DISTRO_TRANSPORT_ABI changes when an existing meaning changes; a library of another
  * version is refused. Within a version, fields are only ever added at the end of structures, and
@@ -68,31 +68,31 @@ typedef struct distro_transport_error {
 
 /* What a channel is opened with. Texts are never null; an empty one means "not given". */
 typedef struct distro_transport_config {
-  size_t struct_size;      /* Bytes of this structure as torch-distro knows it. */
-  int32_t rank;            /* This rank, from 0. */
-  int32_t world_size;      /* Ranks in the group. */
-  uint64_t group;          /* Random number of the group, the same on all its ranks. */
-  size_t max_frame_bytes;  /* Largest frame that will be sent. */
-  int64_t timeout_ms;      /* The group's time-out, milliseconds. For information only: torch-distro
-                              gives up by itself. */
-  const char* bind;        /* DISTRO_BIND: address or interface to listen on. */
-  const char* advertise;   /* DISTRO_ADVERTISE: name or address to tell to peers. */
-  uint16_t first_port;     /* DISTRO_PORTS; 0: any. */
+  size_t struct_size;     /* Bytes of this structure as torch-distro knows it. */
+  int32_t rank;           /* This rank, from 0. */
+  int32_t world_size;     /* Ranks in the group. */
+  uint64_t group;         /* Random number of the group, the same on all its ranks. */
+  size_t max_frame_bytes; /* Largest frame that will be sent. */
+  int64_t timeout_ms;     /* The group's time-out, milliseconds. For information only: torch-distro
+                             gives up by itself. */
+  const char* bind;       /* DISTRO_BIND: address or interface to listen on. */
+  const char* advertise;  /* DISTRO_ADVERTISE: name or address to tell to peers. */
+  uint16_t first_port;    /* DISTRO_PORTS; 0: any. */
   uint16_t last_port;
-  int32_t insecure;        /* DISTRO_INSECURE. Where it is 0, a transport without authentication and
-                              encryption must refuse to be reachable from other hosts. */
+  int32_t insecure; /* DISTRO_INSECURE. Where it is 0, a transport without authentication and
+                       encryption must refuse to be reachable from other hosts. */
 } distro_transport_config;
 
 typedef enum distro_transport_event_kind {
   DISTRO_TRANSPORT_FRAME = 1, /* `data` and `size`: a frame of rank `peer`. */
-  DISTRO_TRANSPORT_UP = 2,    /* Frames can travel to and from `peer`. Told once for each connection,
-                                 before its first frame. */
-  DISTRO_TRANSPORT_DOWN = 3,  /* The connection to `peer` broke, after all frames that arrived over
-                                 it were told. The transport tries by itself to make another. */
-  DISTRO_TRANSPORT_LOST = 4,  /* `peer` will never come back, `text` says why. Optional: a rank whose
-                                 process has ended on the same host, and one that stays DOWN for the
-                                 group's time-out, is found lost without it. */
-  DISTRO_TRANSPORT_SPACE = 5  /* After AGAIN from `send`: there is room again. */
+  DISTRO_TRANSPORT_UP = 2,   /* Frames can travel to and from `peer`. Told once for each connection,
+                                before its first frame. */
+  DISTRO_TRANSPORT_DOWN = 3, /* The connection to `peer` broke, after all frames that arrived over
+                                it were told. The transport tries by itself to make another. */
+  DISTRO_TRANSPORT_LOST = 4, /* `peer` will never come back, `text` says why. Optional: a rank whose
+                                process has ended on the same host, and one that stays DOWN for the
+                                group's time-out, is found lost without it. */
+  DISTRO_TRANSPORT_SPACE = 5 /* After AGAIN from `send`: there is room again. */
 } distro_transport_event_kind;
 
 typedef struct distro_transport_event {
@@ -115,9 +115,10 @@ typedef struct distro_transport_counters {
 /* What a library exports. It must stay valid and constant as long as the library is loaded, which
  * is until the process ends. */
 typedef struct distro_transport {
-  uint32_t abi;       /* DISTRO_TRANSPORT_ABI. First in every version. */
-  uint32_t reserved;  /* 0 */
-  size_t struct_size; /* sizeof(distro_transport) as the library was built. Third in every version. */
+  uint32_t abi;      /* DISTRO_TRANSPORT_ABI. First in every version. */
+  uint32_t reserved; /* 0 */
+  size_t
+      struct_size; /* sizeof(distro_transport) as the library was built. Third in every version. */
 
   /* Printable ASCII, 1 to 63 characters each. All ranks of a group must have the same; a version
    * should change when what travels changes. */

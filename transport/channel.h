@@ -64,8 +64,8 @@ struct ChannelConfig {
   std::chrono::milliseconds keepalive{5'000};
 };
 
-/// Counters since the channel was opened. "Socket bytes" is everything the carrier was given and gave:
-/// headers, acknowledgements, hellos and resends included.
+/// Counters since the channel was opened. "Socket bytes" is everything the carrier was given and
+/// gave: headers, acknowledgements, hellos and resends included.
 struct ChannelCounters {
   std::uint64_t socket_bytes_sent = 0;
   std::uint64_t socket_bytes_received = 0;

@@ -23,8 +23,8 @@ class Peer {
   Peer(int rank, PeerAddress address, const ChannelConfig& config, std::uint64_t own_session,
        Deadline now);
 
-  /// Hand over to the carrier what may go now: greeting, abort, then the session's frames. False if the
-  /// connection turned out to be gone. Sets more_to_send if it stopped only for fairness.
+  /// Hand over to the carrier what may go now: greeting, abort, then the session's frames. False if
+  /// the connection turned out to be gone. Sets more_to_send if it stopped only for fairness.
   bool pump(Listener& acceptor, const ChannelConfig& config, LiveCounters& counters, Deadline now);
 
   /// The connection can carry frames, and the greetings were exchanged.
@@ -50,8 +50,8 @@ class Peer {
   Deadline quiet_since;  ///< up: when the last frame came; otherwise since when it is not up.
 
   std::unique_ptr<Link> dialer;  ///< Lower ranks only; null after a finished peer has gone.
-  std::size_t poll_index = 0;      ///< Of the dialer's items.
-  std::string route;  ///< Higher ranks: routing id of the connection with a valid HELLO.
+  std::size_t poll_index = 0;    ///< Of the dialer's items.
+  std::string route;             ///< Higher ranks: routing id of the connection with a valid HELLO.
 
   bool owes_greeting = false;
   Deadline greet_at = Deadline::max();  ///< dialer: when to repeat the HELLO.

@@ -35,8 +35,8 @@ std::string word(const char* text, const char* what, const std::string& path) {
   const std::string_view found(text, ::strnlen(text, kLongestName + 1));
   if (found.empty() || found.size() > kLongestName ||
       !std::ranges::all_of(found, [](char c) { return c >= ' ' && c <= '~'; })) {
-    refuse(path, fmt::format("its {} is not 1 to {} printable ASCII characters", what,
-                             kLongestName));
+    refuse(path,
+           fmt::format("its {} is not 1 to {} printable ASCII characters", what, kLongestName));
   }
   return std::string(found);
 }
@@ -68,8 +68,8 @@ std::shared_ptr<const Plugin> Plugin::load(const std::string& path) {
 
 Plugin::Plugin(const distro_transport* table, std::string path) : path_(std::move(path)) {
   if (table == nullptr) {
-    refuse(path_, fmt::format("it does not serve version {} of the interface",
-                              DISTRO_TRANSPORT_ABI));
+    refuse(path_,
+           fmt::format("it does not serve version {} of the interface", DISTRO_TRANSPORT_ABI));
   }
   if (table->abi != DISTRO_TRANSPORT_ABI) {
     refuse(path_, fmt::format("it was built for version {} of the interface; build it against the "

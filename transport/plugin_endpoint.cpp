@@ -88,7 +88,7 @@ void PluginEndpoint::read_address() {
   if (length == 0 || length == DISTRO_TRANSPORT_ADDRESS_BYTES ||
       !std::all_of(address, address + length, [](char c) { return c >= ' ' && c <= '~'; })) {
     fail("address", fmt::format("it must be 1 to {} printable ASCII characters",
-                                  DISTRO_TRANSPORT_ADDRESS_BYTES - 1));
+                                DISTRO_TRANSPORT_ADDRESS_BYTES - 1));
   }
   address_.assign(address, length);
   poll_fd_ = call("poll_fd", [&] { return table_.poll_fd(channel_.get()); });
@@ -112,8 +112,7 @@ void PluginEndpoint::open() {
   given.insecure = config_.insecure ? 1 : 0;
   distro_transport_error error{};
   distro_transport_channel* channel = nullptr;
-  const std::int32_t status =
-      call("open", [&] { return table_.open(&given, &channel, &error); });
+  const std::int32_t status = call("open", [&] { return table_.open(&given, &channel, &error); });
   if (status != DISTRO_TRANSPORT_OK) {
     fail("open", text_of(error));
   }
@@ -142,8 +141,9 @@ void PluginEndpoint::connect(const std::vector<PeerAddress>& addresses) {
 
 SendResult PluginEndpoint::send(int peer, std::span<const std::byte> frame) {
   distro_transport_error error{};
-  const std::int32_t status = call(
-      "send", [&] { return table_.send(channel_.get(), peer, frame.data(), frame.size(), &error); });
+  const std::int32_t status = call("send", [&] {
+    return table_.send(channel_.get(), peer, frame.data(), frame.size(), &error);
+  });
   switch (status) {
     case DISTRO_TRANSPORT_OK:
       return SendResult::sent;
@@ -174,12 +174,12 @@ std::optional<PluginEndpoint::Event> PluginEndpoint::receive() {
   if (event.kind < DISTRO_TRANSPORT_FRAME || event.kind > DISTRO_TRANSPORT_SPACE) {
     fail("receive", fmt::format("an event of unknown kind {}", event.kind));
   }
-  Event result{static_cast<distro_transport_event_kind>(event.kind), event.peer, {},
-               printable(event.text)};
+  Event result{
+      static_cast<distro_transport_event_kind>(event.kind), event.peer, {}, printable(event.text)};
   if (result.kind == DISTRO_TRANSPORT_FRAME) {
     if (event.size > max_frame_bytes_ || (event.data == nullptr && event.size > 0)) {
-      fail("receive", fmt::format("a frame of rank {} of {} bytes at {}", event.peer, event.size,
-                                  event.data));
+      fail("receive",
+           fmt::format("a frame of rank {} of {} bytes at {}", event.peer, event.size, event.data));
     }
     result.data = {static_cast<const std::byte*>(event.data), event.size};
   }

@@ -125,9 +125,9 @@ bool PluginListener::receive(std::string& from, zmq::message_t& body) {
         break;
       case DISTRO_TRANSPORT_LOST:
         went_down(event->peer);
-        lost_.push_back({event->peer, fmt::format("the transport says that rank {} is lost: {}",
-                                                  event->peer,
-                                                  event->text.empty() ? "no reason" : event->text)});
+        lost_.push_back(
+            {event->peer, fmt::format("the transport says that rank {} is lost: {}", event->peer,
+                                      event->text.empty() ? "no reason" : event->text)});
         break;
       case DISTRO_TRANSPORT_SPACE:
         break;  // being woken is enough

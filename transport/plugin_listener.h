@@ -18,9 +18,7 @@ class PluginListener final : public Listener {
   /// Opens the library's channel. Throws ConfigError.
   explicit PluginListener(const ChannelConfig& config);
 
-  [[nodiscard]] const std::string& endpoint() const noexcept override {
-    return plugin_.address();
-  }
+  [[nodiscard]] const std::string& endpoint() const noexcept override { return plugin_.address(); }
   void connect(const std::vector<PeerAddress>& addresses) override { plugin_.connect(addresses); }
   std::unique_ptr<Link> dial(int peer, const std::string& endpoint) override;
   void append_poll_items(std::vector<zmq::pollitem_t>& items, bool watch_space) override;

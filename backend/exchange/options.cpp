@@ -273,8 +273,8 @@ StringMap Options::agreed() const {
   };
   static constexpr std::string_view kCarriers[] = {"tcp", "ipc", "inproc"};
   // Paths may differ from host to host; what is at their ends must not.
-  const std::string carried = plugin ? plugin->identity()
-                                     : std::string(kCarriers[static_cast<std::size_t>(carrier)]);
+  const std::string carried =
+      plugin ? plugin->identity() : std::string(kCarriers[static_cast<std::size_t>(carrier)]);
   return {{"mode", std::string(name_of(mode))},
           {"k", std::to_string(k)},
           {"gain", text(gain)},

@@ -32,7 +32,7 @@ struct Options {
   int delay = 1;                 ///< Steps that an exchange may travel: 0 or 1.
   transport::Carrier carrier = transport::Carrier::tcp;
   std::shared_ptr<const transport::Plugin> plugin;  ///< Carrier::plugin: the loaded library.
-  std::string bind;  ///< Empty: what the store's route shows.
+  std::string bind;                                 ///< Empty: what the store's route shows.
   std::string advertise;
   std::uint16_t first_port = 0;
   std::uint16_t last_port = 0;

@@ -120,7 +120,9 @@ void expect_names(const std::string& error, const std::string& what) {
   EXPECT_NE(error.find(what), std::string::npos) << what << ": " << error;
 }
 
-TEST_F(FakePlugin, ASoundTableIsTaken) { EXPECT_EQ(refusal([](auto&) {}), ""); }
+TEST_F(FakePlugin, ASoundTableIsTaken) {
+  EXPECT_EQ(refusal([](auto&) {}), "");
+}
 
 TEST_F(FakePlugin, AnOlderTableWithoutOptionalFunctionsIsTaken) {
   distro_transport table = sound_table();

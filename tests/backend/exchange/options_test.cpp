@@ -99,10 +99,11 @@ TEST(Options, ATransportByPathIsLoadedAndNamedByWhatItIs) {
   EXPECT_NE(message.find("/no/such/lib.so"), std::string::npos) << message;
   EXPECT_NE(message.find("docs/transports.md"), std::string::npos) << message;
   // A name wins over a path as any option does.
-  EXPECT_EQ(resolve_options({{"DISTRO_TRANSPORT", DISTRO_EXAMPLE_TRANSPORT}}, {{"transport", "tcp"}})
-                .agreed()
-                .at("transport"),
-            "tcp");
+  EXPECT_EQ(
+      resolve_options({{"DISTRO_TRANSPORT", DISTRO_EXAMPLE_TRANSPORT}}, {{"transport", "tcp"}})
+          .agreed()
+          .at("transport"),
+      "tcp");
 }
 
 TEST(Options, ThoseOfLaterVersionsAreNotAvailableYet) {

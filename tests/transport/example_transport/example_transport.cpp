@@ -69,8 +69,11 @@ socklen_t name_to_address(const std::string& name, sockaddr_un& address) {
 // refuses whoever does not know the session numbers that the ranks published.
 struct distro_transport_channel {
   explicit distro_transport_channel(const distro_transport_config& config)
-      : rank(config.rank), world_size(config.world_size), group(config.group),
-        buffer(config.max_frame_bytes + 1), peers(static_cast<std::size_t>(config.world_size)) {}
+      : rank(config.rank),
+        world_size(config.world_size),
+        group(config.group),
+        buffer(config.max_frame_bytes + 1),
+        peers(static_cast<std::size_t>(config.world_size)) {}
 
   struct Pending {
     int kind;
