@@ -1,4 +1,4 @@
-"""Checks of the host: libraries, addresses, ports, files, limits. Need neither torch nor adapter."""
+"""Checks of the host: libraries, addresses, ports, files, limits. They need no torch."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def network() -> list[Finding]:
             warning(
                 "network",
                 f"listens on {address} ({source}) in plain text, as DISTRO_INSECURE=1 allows",
-                "make sure that only trusted hosts reach it (a private network, a VPN, SSH tunnels)",
+                "make sure that only trusted hosts reach it (private network, VPN, SSH tunnels)",
             )
         )
     else:
@@ -234,9 +234,7 @@ def keys() -> list[Finding]:
             continue
         if variable.endswith("SECRET_FILE") and mode & 0o077:
             findings.append(
-                failed(
-                    "keys", f"{name} has mode {mode:04o}: others can read it", f"chmod 600 {name}"
-                )
+                failed("keys", f"{name} has mode {mode:04o}, open to others", f"chmod 600 {name}")
             )
         else:
             findings.append(ok("keys", f"{name} has mode {mode:04o}"))

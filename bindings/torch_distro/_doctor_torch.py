@@ -37,10 +37,7 @@ def versions() -> list[Finding]:
     else:
         findings.append(ok("package", f"torch-distro {installed} in {Path(__file__).parent}"))
     python = platform.python_version()
-    if sys.version_info < (3, 10):
-        findings.append(failed("python", python, "use Python 3.10 or later"))
-    else:
-        findings.append(ok("python", f"{python}, {sys.executable}"))
+    findings.append(ok("python", f"{python}, {sys.executable}"))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the autoload: the findings say it better
