@@ -1,7 +1,9 @@
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 #include <zmq.hpp>
@@ -35,6 +37,7 @@ class Acceptor final : public Listener {
  private:
   void bind(const ChannelConfig& config);
   void bind_tcp(const ChannelConfig& config);
+  void on_accepted(int fd);
 
   zmq::context_t& context_;
   const ChannelConfig& config_;
@@ -42,6 +45,8 @@ class Acceptor final : public Listener {
   zmq::socket_t router_;
   std::optional<SocketMonitor> monitor_;
   std::string endpoint_;
+  std::uint16_t port_ = 0;     // tcp
+  std::set<int> connections_;  // open ones, of peers and strangers
 };
 
 }  // namespace distro::transport

@@ -39,6 +39,14 @@ struct PeerAddress {
 
 class Plugin;
 
+/// The largest message. The inbox, the outbox and what is kept for later all come from it.
+inline constexpr std::size_t kMaxMessageBytes = std::size_t{1} << 30;
+
+/// What one rank may be ahead of another: two messages, that of the exchange which travels and that
+/// of the next. Less: a rank is refused while it does nothing wrong; more: a hostile or hanging one
+/// takes more memory.
+inline constexpr std::size_t kMaxBytesAhead = 2 * kMaxMessageBytes;
+
 /// Options of one group's channel. Sizes in bytes. The defaults are for the internet; tests shrink
 /// them.
 struct ChannelConfig {
@@ -58,7 +66,10 @@ struct ChannelConfig {
   std::size_t inbox_bytes =
       std::size_t{256}
       << 20;  ///< Received and not yet taken, per peer: above it, acknowledgements wait.
-  std::size_t max_message_bytes = std::size_t{1} << 30;
+  std::size_t max_message_bytes = kMaxMessageBytes;
+  /// Sent and not yet acknowledged, per peer: above it, send throws PeerBacklog, but one message is
+  /// always taken. An honest group never comes near it, for its ranks wait for each other.
+  std::size_t outbox_bytes = kMaxBytesAhead;
   std::chrono::milliseconds resend_after{
       10'000};  ///< No progress of acknowledgements for so long: resend.
   std::chrono::milliseconds keepalive{5'000};
@@ -90,7 +101,8 @@ class Channel {
   virtual void connect(std::vector<PeerAddress> peers) = 0;
 
   /// Queue a message for `peer`. Returns at once; messages to one peer arrive in order, each
-  /// exactly once. Throws PeerError if the peer is lost or the channel is closed.
+  /// exactly once. Throws PeerError if the peer is lost or the channel is closed, PeerBacklog if it
+  /// does not take what was sent before.
   virtual void send(int peer, SharedBytes message) = 0;
 
   /// The next message from `peer`. Messages that have arrived are handed out first; then throws

@@ -88,19 +88,20 @@ SocketMonitor::SocketMonitor(zmq::context_t& context, zmq::socket_t& socket, int
 
 SocketMonitor::~SocketMonitor() { ::zmq_socket_monitor(monitored_, nullptr, 0); }
 
-std::optional<int> SocketMonitor::next() {
+std::optional<SocketMonitor::Event> SocketMonitor::next() {
   zmq::message_t message;
   if (!pair_.recv(message, zmq::recv_flags::dontwait)) {
     return std::nullopt;
   }
   std::uint16_t kind = 0;
-  if (message.size() >= sizeof kind) {
-    std::memcpy(&kind, message.data(),
-                sizeof kind);  // native byte order: it comes from this process
+  std::uint32_t value = 0;
+  if (message.size() >= sizeof kind + sizeof value) {  // native byte order: it is of this process
+    std::memcpy(&kind, message.data(), sizeof kind);
+    std::memcpy(&value, message.data<std::byte>() + sizeof kind, sizeof value);
   }
   while (message.more() && pair_.recv(message, zmq::recv_flags::dontwait)) {
   }
-  return kind;
+  return Event{kind, value};
 }
 
 }  // namespace distro::transport

@@ -10,10 +10,9 @@
 namespace distro::exchange {
 namespace {
 
-// Messages of one peer that nobody has asked for yet. An honest peer is at most two exchanges a
-// module ahead; less than one record's size would refuse it, more lets a hostile one fill the
-// memory.
-constexpr std::size_t kMaxStoredBytes = std::size_t{1} << 30;
+// Messages of one peer that nobody has asked for yet: what its channel lets it be ahead, and what
+// keeping them takes.
+constexpr std::size_t kMaxStoredBytes = transport::kMaxBytesAhead + (std::size_t{1} << 20);
 
 // A thread that waits for its own message looks again after this time whether another thread has
 // sorted it in. Longer delays such a thread, shorter wakes it for nothing.
