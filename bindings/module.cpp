@@ -155,6 +155,14 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       "Resolve options without a group; raises OptionError. Returns those that all ranks must "
       "share.");
 
+  module.def(
+      "instruction_set",
+      [] {
+        static constexpr const char* kNames[] = {"scalar", "avx2", "avx512"};
+        return kNames[static_cast<std::size_t>(distro::kernels::best_isa())];
+      },
+      "Name of the best instruction set of this CPU that the kernels have.");
+
   py::class_<Group, std::shared_ptr<Group>>(module, "Group",
                                             "One process group of this rank: channel and counters.")
       .def_property_readonly("rank", &Group::rank)

@@ -1,21 +1,56 @@
 #include "transport/acceptor.h"
 
 #include <fmt/format.h>
+#include <netinet/in.h>
 #include <sodium.h>
+#include <sys/socket.h>
 
 #include <cerrno>
 #include <charconv>
 #include <cstdint>
+#include <cstring>
+
+#include "transport/dialer.h"
+#include "transport/log.h"
 
 namespace distro::transport {
+namespace {
+
+// Connections that a listening rank keeps open: each peer has one, and a few more while it
+// reconnects. Fewer: a large group that comes back after an outage is refused for some seconds;
+// more: strangers take more memory (a queue of 16 frames each) and descriptors.
+constexpr std::size_t kConnectionsPerPeer = 4;
+constexpr std::size_t kSpareConnections = 64;
+
+// Port of this end of a TCP connection, 0 if it is none.
+std::uint16_t local_port(int fd) {
+  sockaddr_storage address{};
+  socklen_t length = sizeof address;
+  if (::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &length) != 0) {
+    return 0;
+  }
+  if (address.ss_family == AF_INET) {
+    sockaddr_in v4{};
+    std::memcpy(&v4, &address, sizeof v4);
+    return ntohs(v4.sin_port);
+  }
+  if (address.ss_family == AF_INET6) {
+    sockaddr_in6 v6{};
+    std::memcpy(&v6, &address, sizeof v6);
+    return ntohs(v6.sin6_port);
+  }
+  return 0;
+}
+
+}  // namespace
 
 Acceptor::Acceptor(zmq::context_t& context, const ChannelConfig& config)
-    : router_(context, zmq::socket_type::router) {
+    : context_(context), config_(config), router_(context, zmq::socket_type::router) {
   const bool ipv6 = config.carrier == Carrier::tcp && plan_tcp(config).ipv6;
   set_socket_options(router_, config, ipv6);
   router_.set(zmq::sockopt::router_mandatory, true);
   if (config.carrier != Carrier::inproc) {
-    monitor_.emplace(context, router_, ZMQ_EVENT_DISCONNECTED);
+    monitor_.emplace(context, router_, ZMQ_EVENT_ACCEPTED | ZMQ_EVENT_DISCONNECTED);
   }
   bind(config);
 }
@@ -23,6 +58,10 @@ Acceptor::Acceptor(zmq::context_t& context, const ChannelConfig& config)
 Acceptor::~Acceptor() {
   monitor_.reset();
   close_lingering(router_, kLinger);
+}
+
+std::unique_ptr<Link> Acceptor::dial(int /*peer*/, const std::string& endpoint) {
+  return std::make_unique<Dialer>(context_, config_, endpoint);
 }
 
 void Acceptor::bind(const ChannelConfig& config) {
@@ -55,6 +94,7 @@ void Acceptor::bind_tcp(const ChannelConfig& config) {
       std::uint16_t bound_port = 0;
       std::from_chars(bound.data() + bound.rfind(':') + 1, bound.data() + bound.size(), bound_port);
       endpoint_ = tcp_endpoint(plan.advertise_host, bound_port);
+      port_ = bound_port;
       return;
     }
     if (zmq_errno() != EADDRINUSE) {
@@ -116,10 +156,36 @@ SendResult Acceptor::send(const std::string& route, zmq::message_t& body) {
   return SendResult::sent;
 }
 
+void Acceptor::on_accepted(int fd) {
+  connections_.insert(fd);
+  const std::size_t limit =
+      kConnectionsPerPeer * static_cast<std::size_t>(config_.world_size) + kSpareConnections;
+  // ZeroMQ cannot end one connection of a ROUTER, but it notices the end of the stream. By now the
+  // descriptor may be another's, so only one of our own port is touched: at worst a peer dials
+  // anew.
+  if (connections_.size() > limit && port_ != 0 && local_port(fd) == port_) {
+    ::shutdown(fd, SHUT_RDWR);
+    log_once(LogLevel::warning, "connections/" + endpoint_,
+             fmt::format("[distro rank {}] {} connections to {}, more than its {} ranks can need: "
+                         "strangers reach this port. Further ones are ended (logged once)",
+                         config_.rank, connections_.size(), endpoint_, config_.world_size));
+  }
+}
+
 bool Acceptor::take_disconnects() {
   bool any = false;
-  while (monitor_ && monitor_->next()) {
-    any = true;
+  while (monitor_) {
+    const auto event = monitor_->next();
+    if (!event) {
+      break;
+    }
+    const int fd = static_cast<int>(event->value);
+    if (event->kind == ZMQ_EVENT_ACCEPTED) {
+      on_accepted(fd);
+    } else {
+      connections_.erase(fd);
+      any = true;
+    }
   }
   return any;
 }

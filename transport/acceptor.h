@@ -1,56 +1,52 @@
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 #include <zmq.hpp>
 
 #include "transport/bind.h"
 #include "transport/channel.h"
+#include "transport/link.h"
 #include "transport/socket_options.h"
 
 namespace distro::transport {
 
-enum class SendResult {
-  sent,
-  blocked,  ///< ZeroMQ's queue is full; the message is still the caller's.
-  gone,     ///< No such connection.
-};
-
 /// The bound ROUTER of a channel, to which all higher ranks dial. Peers are told apart by the
 /// routing ids that ZeroMQ assigns, which no peer can choose. I/O thread.
-class Acceptor {
+class Acceptor final : public Listener {
  public:
   /// Binds. Throws ConfigError.
   Acceptor(zmq::context_t& context, const ChannelConfig& config);
-  ~Acceptor();
+  ~Acceptor() override;
   Acceptor(const Acceptor&) = delete;
   Acceptor& operator=(const Acceptor&) = delete;
 
-  [[nodiscard]] const std::string& endpoint() const noexcept { return endpoint_; }
-
-  /// `watch_space`: also wake when some connection can take messages again (a ROUTER cannot say
-  /// which).
-  void append_poll_items(std::vector<zmq::pollitem_t>& items, bool watch_space);
-
-  /// One frame and the routing id it came from. A multi-part message comes back with an empty body,
-  /// which no honest peer sends.
-  bool receive(std::string& route, zmq::message_t& body);
-
-  SendResult send(const std::string& route, zmq::message_t& body);
-
-  /// Whether some connection broke since the last call. ZeroMQ does not say whose.
-  bool take_disconnects();
+  [[nodiscard]] const std::string& endpoint() const noexcept override { return endpoint_; }
+  std::unique_ptr<Link> dial(int peer, const std::string& endpoint) override;
+  /// A ROUTER cannot say which connection has space again.
+  void append_poll_items(std::vector<zmq::pollitem_t>& items, bool watch_space) override;
+  bool receive(std::string& route, zmq::message_t& body) override;
+  SendResult send(const std::string& route, zmq::message_t& body) override;
+  /// ZeroMQ does not say whose connection broke.
+  bool take_disconnects() override;
 
  private:
   void bind(const ChannelConfig& config);
   void bind_tcp(const ChannelConfig& config);
+  void on_accepted(int fd);
 
+  zmq::context_t& context_;
+  const ChannelConfig& config_;
   std::unique_ptr<SocketDirectory> directory_;  // outlives the socket
   zmq::socket_t router_;
   std::optional<SocketMonitor> monitor_;
   std::string endpoint_;
+  std::uint16_t port_ = 0;     // tcp
+  std::set<int> connections_;  // open ones, of peers and strangers
 };
 
 }  // namespace distro::transport

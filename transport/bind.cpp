@@ -4,12 +4,15 @@
 #include <fmt/format.h>
 #include <ifaddrs.h>
 #include <net/if.h>
+#include <netdb.h>
 #include <netinet/in.h>
 #include <stdlib.h>
 #include <sys/un.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
 #include <memory>
 #include <optional>
@@ -77,11 +80,79 @@ std::optional<Address> find_interface(const std::string& name) {
   return found;
 }
 
+// Longest name of the name service.
+constexpr std::size_t kLongestName = 253;
+
+// Why peers cannot be told to connect to this host, or nothing. IPv6 may have brackets.
+std::string host_error(std::string host) {
+  if (host.size() > 2 && host.front() == '[' && host.back() == ']') {
+    host = host.substr(1, host.size() - 2);
+  }
+  if (const auto address = parse_ip(host)) {
+    return address->wildcard ? "is every address of a host, not one to connect to" : "";
+  }
+  const bool name =
+      !host.empty() && host.size() <= kLongestName && std::ranges::all_of(host, [](char c) {
+        return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+               c == '.' || c == '-' || c == '_';
+      });
+  if (!name) {
+    return "is neither an IP address nor a host name (no port, no tcp://)";
+  }
+  addrinfo* raw = nullptr;
+  const int status = ::getaddrinfo(host.c_str(), nullptr, nullptr, &raw);
+  if (status != 0) {
+    return fmt::format("cannot be resolved on this host ({})", ::gai_strerror(status));
+  }
+  ::freeaddrinfo(raw);
+  return "";
+}
+
 }  // namespace
 
 bool is_every_address(const std::string& text) {
   const auto address = parse_ip(text);
   return address && address->wildcard;
+}
+
+void check_advertised(const ChannelConfig& config) {
+  if (config.carrier != Carrier::tcp || config.advertise.empty()) {
+    return;
+  }
+  if (const std::string error = host_error(config.advertise); !error.empty()) {
+    throw ConfigError(fmt::format(
+        "rank {}: peers cannot be told to connect to '{}', which {}: set DISTRO_ADVERTISE to the "
+        "address or name under which the other hosts reach this one",
+        config.rank, config.advertise, error));
+  }
+}
+
+void check_endpoint(const ChannelConfig& config, int peer, const std::string& endpoint) {
+  const auto refuse = [&](std::string_view why) {
+    throw PeerError(peer, fmt::format("rank {}: rank {} cannot be reached at '{}': it {}. Set "
+                                      "DISTRO_ADVERTISE (or DISTRO_BIND) on rank {}",
+                                      config.rank, peer, endpoint, why, peer));
+  };
+  const std::string scheme = config.carrier == Carrier::tcp   ? "tcp://"
+                             : config.carrier == Carrier::ipc ? "ipc://"
+                                                              : "inproc://";
+  if (!endpoint.starts_with(scheme) || endpoint.size() == scheme.size()) {
+    refuse("is no " + scheme + " endpoint");
+  }
+  if (config.carrier != Carrier::tcp) {
+    return;
+  }
+  const std::size_t colon = endpoint.rfind(':');
+  std::uint16_t port = 0;
+  const char* end = endpoint.data() + endpoint.size();
+  const auto parsed = std::from_chars(endpoint.data() + colon + 1, end, port);
+  if (colon < scheme.size() || parsed.ec != std::errc{} || parsed.ptr != end || port == 0) {
+    refuse("has no port");
+  }
+  if (const auto error = host_error(endpoint.substr(scheme.size(), colon - scheme.size()));
+      !error.empty()) {
+    refuse(error);
+  }
 }
 
 TcpPlan plan_tcp(const ChannelConfig& config) {

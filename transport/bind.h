@@ -26,6 +26,13 @@ TcpPlan plan_tcp(const ChannelConfig& config);
 /// cannot connect to.
 bool is_every_address(const std::string& text);
 
+/// Whether what peers are told to connect to is an IP address or a name that resolves. Asks the
+/// name service, so not on the I/O thread. Throws ConfigError.
+void check_advertised(const ChannelConfig& config);
+
+/// The same for what `peer` has published, before it is dialled. Throws PeerError of the peer.
+void check_endpoint(const ChannelConfig& config, int peer, const std::string& endpoint);
+
 std::string tcp_endpoint(std::string_view host, std::uint16_t port);
 
 /// A new directory that only this user can enter, for the Unix socket of one rank; removed with the

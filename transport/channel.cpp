@@ -4,6 +4,7 @@
 
 #include <limits>
 
+#include "transport/bind.h"
 #include "transport/zmq_channel.h"
 
 namespace distro::transport {
@@ -23,6 +24,11 @@ std::unique_ptr<Channel> open_channel(const ChannelConfig& config) {
     throw ConfigError(
         fmt::format("rank {}: timeout, keepalive and resend_after must be above 0", config.rank));
   }
+  if ((config.carrier == Carrier::plugin) != (config.plugin != nullptr)) {
+    throw ConfigError(fmt::format("rank {}: the carrier is a plug-in if, and only if, one is given",
+                                  config.rank));
+  }
+  check_advertised(config);
   return std::make_unique<ZmqChannel>(config);
 }
 

@@ -23,11 +23,12 @@ enum class Carrier {
   tcp,     ///< ZeroMQ over TCP.
   ipc,     ///< ZeroMQ over Unix sockets in a private directory: ranks of one host.
   inproc,  ///< ZeroMQ within one process: ranks that are threads.
+  plugin,  ///< A third-party transport, loaded by path (transport/abi.h).
 };
 
 /// What a rank publishes in the rendezvous, so that its peers can find and recognise it.
 struct PeerAddress {
-  std::string endpoint;        ///< ZeroMQ endpoint to connect to.
+  std::string endpoint;        ///< Where to connect to, in the words of the carrier.
   std::uint64_t session = 0;   ///< Random; tells this incarnation of the rank from an earlier one.
   std::uint32_t protocol = 0;  ///< Version of the session protocol.
   std::string host;      ///< Identity of the host and its pid namespace; equal strings: same host.
@@ -36,6 +37,16 @@ struct PeerAddress {
       0;  ///< Start time of the process in clock ticks, against reuse of a pid.
 };
 
+class Plugin;
+
+/// The largest message. The inbox, the outbox and what is kept for later all come from it.
+inline constexpr std::size_t kMaxMessageBytes = std::size_t{1} << 30;
+
+/// What one rank may be ahead of another: two messages, that of the exchange which travels and that
+/// of the next. Less: a rank is refused while it does nothing wrong; more: a hostile or hanging one
+/// takes more memory.
+inline constexpr std::size_t kMaxBytesAhead = 2 * kMaxMessageBytes;
+
 /// Options of one group's channel. Sizes in bytes. The defaults are for the internet; tests shrink
 /// them.
 struct ChannelConfig {
@@ -43,6 +54,7 @@ struct ChannelConfig {
   int world_size = 1;
   std::uint64_t group = 0;  ///< Random number of the group, the same on all its ranks.
   Carrier carrier = Carrier::tcp;
+  std::shared_ptr<const Plugin> plugin;    ///< Carrier::plugin: the loaded library.
   std::string bind_address = "127.0.0.1";  ///< tcp: address to bind.
   std::string advertise;                   ///< tcp: host told to peers; empty: bind_address.
   std::uint16_t first_port = 0;            ///< tcp: range of ports to bind; 0: any free port.
@@ -54,14 +66,17 @@ struct ChannelConfig {
   std::size_t inbox_bytes =
       std::size_t{256}
       << 20;  ///< Received and not yet taken, per peer: above it, acknowledgements wait.
-  std::size_t max_message_bytes = std::size_t{1} << 30;
+  std::size_t max_message_bytes = kMaxMessageBytes;
+  /// Sent and not yet acknowledged, per peer: above it, send throws PeerBacklog, but one message is
+  /// always taken. An honest group never comes near it, for its ranks wait for each other.
+  std::size_t outbox_bytes = kMaxBytesAhead;
   std::chrono::milliseconds resend_after{
       10'000};  ///< No progress of acknowledgements for so long: resend.
   std::chrono::milliseconds keepalive{5'000};
 };
 
-/// Counters since the channel was opened. "Socket bytes" is everything ZeroMQ was given and gave:
-/// headers, acknowledgements, hellos and resends included.
+/// Counters since the channel was opened. "Socket bytes" is everything the carrier was given and
+/// gave: headers, acknowledgements, hellos and resends included.
 struct ChannelCounters {
   std::uint64_t socket_bytes_sent = 0;
   std::uint64_t socket_bytes_received = 0;
@@ -86,7 +101,8 @@ class Channel {
   virtual void connect(std::vector<PeerAddress> peers) = 0;
 
   /// Queue a message for `peer`. Returns at once; messages to one peer arrive in order, each
-  /// exactly once. Throws PeerError if the peer is lost or the channel is closed.
+  /// exactly once. Throws PeerError if the peer is lost or the channel is closed, PeerBacklog if it
+  /// does not take what was sent before.
   virtual void send(int peer, SharedBytes message) = 0;
 
   /// The next message from `peer`. Messages that have arrived are handed out first; then throws

@@ -76,7 +76,7 @@ Dialer::Change Dialer::next_change(Deadline now) {
                                                                            : Change::opened;
   }
   while (const auto event = monitor_->next()) {
-    switch (*event) {
+    switch (event->kind) {
       case ZMQ_EVENT_HANDSHAKE_SUCCEEDED:
         phase_ = Phase::open;
         renewals_ = 0;
@@ -137,7 +137,15 @@ void Dialer::work(Deadline now) {
   }
   phase_ = Phase::dialling;
   at_ = Deadline::max();
-  dealer_.connect(endpoint_);
+  try {
+    dealer_.connect(endpoint_);
+  } catch (const zmq::error_t& error) {
+    // One peer's endpoint must not end the channel to all: the peer is lost after the time-out.
+    log_once(
+        LogLevel::warning, "dial/" + endpoint_,
+        fmt::format("[distro rank {}] cannot dial {}: {}", config_.rank, endpoint_, error.what()));
+    renew(now);
+  }
 }
 
 }  // namespace distro::transport

@@ -6,8 +6,8 @@
 #include <vector>
 #include <zmq.hpp>
 
-#include "transport/acceptor.h"
 #include "transport/channel.h"
+#include "transport/link.h"
 #include "transport/socket_options.h"
 
 namespace distro::transport {
@@ -16,35 +16,23 @@ namespace distro::transport {
 /// after that gets a fresh socket, since a socket that reconnects by itself would send what was
 /// queued for the old connection, and one that ZeroMQ has given up (a frame above MAXMSGSIZE, a
 /// failed handshake) never retries. I/O thread.
-class Dialer {
+class Dialer final : public Link {
  public:
   Dialer(zmq::context_t& context, const ChannelConfig& config, std::string endpoint);
-  ~Dialer();
+  ~Dialer() override;
   Dialer(const Dialer&) = delete;
   Dialer& operator=(const Dialer&) = delete;
 
-  enum class Change { none, opened, broke };
-
-  void append_poll_items(std::vector<zmq::pollitem_t>& items, bool watch_space);
-
-  /// What the monitor reports next. After `broke`, receive what has arrived, then call drained().
+  void append_poll_items(std::vector<zmq::pollitem_t>& items, bool watch_space) override;
   /// inproc: one `opened` at the start, nothing else ever.
-  Change next_change(Deadline now);
-  void drained(Deadline now);
-
-  /// As Acceptor::receive.
-  bool receive(zmq::message_t& body);
-  SendResult send(zmq::message_t& body);
-
-  /// Deliver nothing more, not even what ZeroMQ has already.
-  void forget() noexcept { phase_ = Phase::waiting; }
-
-  /// The peer has said goodbye.
-  void linger_briefly() noexcept { linger_ = kLingerAfterGoodbye; }
-
-  /// Dial when the time has come.
-  void work(Deadline now);
-  [[nodiscard]] Deadline next_timer() const noexcept { return at_; }
+  Change next_change(Deadline now) override;
+  void drained(Deadline now) override;
+  bool receive(zmq::message_t& body) override;
+  SendResult send(zmq::message_t& body) override;
+  void forget() noexcept override { phase_ = Phase::waiting; }
+  void linger_briefly() noexcept override { linger_ = kLingerAfterGoodbye; }
+  void work(Deadline now) override;
+  [[nodiscard]] Deadline next_timer() const noexcept override { return at_; }
 
  private:
   enum class Phase {

@@ -56,4 +56,11 @@ class PeerTimeout : public PeerError {
   using PeerError::PeerError;
 };
 
+/// The peer does not take what is sent to it: more waits for its acknowledgement than a channel
+/// keeps.
+class PeerBacklog : public PeerError {
+ public:
+  using PeerError::PeerError;
+};
+
 }  // namespace distro::transport

@@ -20,6 +20,11 @@ inline constexpr std::size_t kGreetingBytes = 32;
 // fits beside the smallest chunk below MAXMSGSIZE (chunk + 1 KiB).
 inline constexpr std::size_t kMaxReasonBytes = 512;
 
+// The largest frame is a chunk and this much. Less: an honest chunk or abort kills the connection;
+// much more: an announced length of a stranger takes that much memory.
+inline constexpr std::size_t kFrameAllowance = 1024;
+static_assert(kFrameAllowance >= kHeaderBytes + kMaxReasonBytes + 4);
+
 enum class FrameKind : std::uint8_t {
   hello = 1,    ///< From the rank that dialled: who I am, and what I expect next.
   welcome = 2,  ///< The answer to a valid HELLO, of the same form.

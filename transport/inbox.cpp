@@ -35,8 +35,11 @@ std::string_view name(PeerState state) noexcept {
 
 ChannelCounters LiveCounters::read() const noexcept {
   ChannelCounters counters;
-  counters.socket_bytes_sent = socket_bytes_sent.load(std::memory_order_relaxed);
-  counters.socket_bytes_received = socket_bytes_received.load(std::memory_order_relaxed);
+  const bool carried = carrier_counts.load(std::memory_order_acquire);
+  counters.socket_bytes_sent =
+      (carried ? carried_sent : socket_bytes_sent).load(std::memory_order_relaxed);
+  counters.socket_bytes_received =
+      (carried ? carried_received : socket_bytes_received).load(std::memory_order_relaxed);
   counters.resent_frames = resent_frames.load(std::memory_order_relaxed);
   counters.reconnects = reconnects.load(std::memory_order_relaxed);
   counters.rejected_frames = rejected_frames.load(std::memory_order_relaxed);

@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "transport/acceptor.h"
 #include "transport/log.h"
+#include "transport/plugin_listener.h"
 
 namespace distro::transport {
 namespace {
@@ -29,20 +31,24 @@ constexpr milliseconds kAbortTime{1'000};
 // acknowledgement.
 constexpr milliseconds kAfterGoodbye{5'000};
 
+std::unique_ptr<Listener> listen(zmq::context_t& context, const ChannelConfig& config) {
+  if (config.carrier == Carrier::plugin) {
+    return std::make_unique<PluginListener>(config);
+  }
+  return std::make_unique<Acceptor>(context, config);
+}
+
 }  // namespace
 
 Mesh::Mesh(zmq::context_t& context, const ChannelConfig& config, const PeerAddress& own,
            Inbox& inbox)
-    : context_(context),
-      config_(config),
-      own_(own),
-      inbox_(inbox),
-      acceptor_(std::make_unique<Acceptor>(context, config)) {
+    : config_(config), own_(own), inbox_(inbox), acceptor_(listen(context, config)) {
   probes_.fill(Deadline::max());
 }
 
 void Mesh::connect(std::vector<PeerAddress> addresses) {
   const auto now = Clock::now();
+  acceptor_->connect(addresses);
   for (int rank = 0; rank < config_.world_size; ++rank) {
     auto& peer = peers_.emplace_back();
     if (rank == config_.rank) {
@@ -51,7 +57,7 @@ void Mesh::connect(std::vector<PeerAddress> addresses) {
     peer = std::make_unique<Peer>(rank, std::move(addresses[static_cast<std::size_t>(rank)]),
                                   config_, own_.session, now);
     if (rank < config_.rank) {
-      peer->dialer = std::make_unique<Dialer>(context_, config_, peer->address.endpoint);
+      peer->dialer = acceptor_->dial(rank, peer->address.endpoint);
     }
   }
   watch_at_ = now;
@@ -123,8 +129,9 @@ Deadline Mesh::work(Deadline now, std::span<const zmq::pollitem_t> items) {
     if (peer == nullptr || peer->dialer == nullptr) {
       continue;
     }
-    if (peer->poll_index != 0 && peer->poll_index < items.size() &&
-        items[peer->poll_index].revents != 0) {
+    const bool told = peer->poll_index != 0 && peer->poll_index < items.size() &&
+                      items[peer->poll_index].revents != 0;
+    if (told || peer->dialer->pending()) {
       receive_from_dialer(*peer, now);
     }
     if (peer->dialer != nullptr) {
@@ -135,8 +142,14 @@ Deadline Mesh::work(Deadline now, std::span<const zmq::pollitem_t> items) {
       on_dialer_changes(*peer, now);
     }
   }
+  while (const auto lost = acceptor_->take_lost()) {
+    if (Peer* peer = find(static_cast<std::uint32_t>(lost->peer))) {
+      lose(*peer, lost->reason, true);
+    }
+  }
   probe(now);
   watch(now);
+  count_carried();
   Deadline wake = std::min(watch_at_, *std::min_element(probes_.begin(), probes_.end()));
   for (const auto& peer : peers_) {
     if (peer == nullptr || peer->state == PeerState::lost) {
@@ -196,15 +209,15 @@ void Mesh::set_state(Peer& peer, PeerState state, Deadline now) {
 void Mesh::on_dialer_changes(Peer& peer, Deadline now) {
   while (true) {
     switch (peer.dialer->next_change(now)) {
-      case Dialer::Change::none:
+      case Link::Change::none:
         if (peer.state == PeerState::left && !peer.up && now - peer.quiet_since > kAfterGoodbye) {
           peer.dialer.reset();
         }
         return;
-      case Dialer::Change::opened:
+      case Link::Change::opened:
         peer.owes_greeting = true;
         break;
-      case Dialer::Change::broke:
+      case Link::Change::broke:
         while (peer.dialer != nullptr && receive_from_dialer(peer, now)) {
         }
         if (peer.dialer == nullptr) {
@@ -293,6 +306,14 @@ bool Mesh::close_if_done(Deadline now) {
   }
   finish();
   return true;
+}
+
+void Mesh::count_carried() {
+  if (const auto carried = acceptor_->carried()) {
+    inbox_.counters.carried_sent.store(carried->bytes_sent, std::memory_order_relaxed);
+    inbox_.counters.carried_received.store(carried->bytes_received, std::memory_order_relaxed);
+    inbox_.counters.carrier_counts.store(true, std::memory_order_release);
+  }
 }
 
 void Mesh::finish() {

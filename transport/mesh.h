@@ -11,17 +11,17 @@
 #include <vector>
 #include <zmq.hpp>
 
-#include "transport/acceptor.h"
 #include "transport/channel.h"
 #include "transport/frame.h"
 #include "transport/inbox.h"
 #include "transport/io_service.h"
+#include "transport/link.h"
 #include "transport/peer.h"
 
 namespace distro::transport {
 
 /// The I/O thread's half of a channel: the sockets and sessions to all peers of a group. One duplex
-/// connection a pair: the higher rank's DEALER dials the lower rank's ROUTER. All members are for
+/// connection a pair: the higher rank dials the lower one. All members are for
 /// the I/O thread; callers meet it in the Inbox.
 class Mesh final : public IoHandler {
  public:
@@ -80,15 +80,15 @@ class Mesh final : public IoHandler {
   // End.
   [[nodiscard]] bool settled(const Peer& peer, Deadline now) const;
   bool close_if_done(Deadline now);
+  void count_carried();
   void finish();
 
   [[nodiscard]] Peer* find(std::uint32_t rank) noexcept;
 
-  zmq::context_t& context_;
   const ChannelConfig& config_;
   const PeerAddress& own_;
   Inbox& inbox_;
-  std::unique_ptr<Acceptor> acceptor_;
+  std::unique_ptr<Listener> acceptor_;
   std::vector<std::unique_ptr<Peer>> peers_;     // by rank, null for this one; empty before connect
   std::unordered_map<std::string, int> routes_;  // routing id to rank, after a valid HELLO
   std::array<Deadline, 3> probes_;               // when to look who has gone

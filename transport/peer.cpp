@@ -55,7 +55,7 @@ Frame Peer::greeting_frame(const ChannelConfig& config) {
   return {session.header(dialer != nullptr ? FrameKind::hello : FrameKind::welcome), greeting_};
 }
 
-bool Peer::flush(Acceptor& acceptor, LiveCounters& counters) {
+bool Peer::flush(Listener& acceptor, LiveCounters& counters) {
   const std::size_t size = staged_->size();
   const SendResult result =
       dialer != nullptr ? dialer->send(*staged_) : acceptor.send(route, *staged_);
@@ -66,13 +66,13 @@ bool Peer::flush(Acceptor& acceptor, LiveCounters& counters) {
   return result != SendResult::gone;
 }
 
-bool Peer::transmit(const Frame& frame, Acceptor& acceptor, LiveCounters& counters) {
+bool Peer::transmit(const Frame& frame, Listener& acceptor, LiveCounters& counters) {
   staged_.emplace(kHeaderBytes + frame.payload.size());
   encode_frame(frame, {staged_->data<std::byte>(), staged_->size()});
   return flush(acceptor, counters);
 }
 
-bool Peer::pump(Acceptor& acceptor, const ChannelConfig& config, LiveCounters& counters,
+bool Peer::pump(Listener& acceptor, const ChannelConfig& config, LiveCounters& counters,
                 Deadline now) {
   more_to_send_ = false;
   if (dialer == nullptr && route.empty()) {
@@ -131,7 +131,7 @@ Deadline Peer::next_timer(Deadline now) const noexcept {
   if (more_to_send_) {
     return now;
   }
-  if (!staged_) {  // otherwise ZeroMQ's word that there is space comes first
+  if (!staged_) {  // otherwise the carrier's word that there is space comes first
     next = std::min({next, greet_at, up ? session.next_timer() : Deadline::max()});
   }
   return next;

@@ -8,11 +8,10 @@
 #include <vector>
 #include <zmq.hpp>
 
-#include "transport/acceptor.h"
 #include "transport/channel.h"
-#include "transport/dialer.h"
 #include "transport/frame.h"
 #include "transport/inbox.h"
+#include "transport/link.h"
 #include "transport/session.h"
 
 namespace distro::transport {
@@ -24,9 +23,9 @@ class Peer {
   Peer(int rank, PeerAddress address, const ChannelConfig& config, std::uint64_t own_session,
        Deadline now);
 
-  /// Hand over to ZeroMQ what may go now: greeting, abort, then the session's frames. False if the
-  /// connection turned out to be gone. Sets more_to_send if it stopped only for fairness.
-  bool pump(Acceptor& acceptor, const ChannelConfig& config, LiveCounters& counters, Deadline now);
+  /// Hand over to the carrier what may go now: greeting, abort, then the session's frames. False if
+  /// the connection turned out to be gone. Sets more_to_send if it stopped only for fairness.
+  bool pump(Listener& acceptor, const ChannelConfig& config, LiveCounters& counters, Deadline now);
 
   /// The connection can carry frames, and the greetings were exchanged.
   void went_up(Deadline now) noexcept;
@@ -35,7 +34,7 @@ class Peer {
   [[nodiscard]] bool finished() const noexcept {
     return state == PeerState::left || state == PeerState::lost;
   }
-  /// Something waits to be handed to ZeroMQ.
+  /// Something waits to be handed to the carrier.
   [[nodiscard]] bool must_flush() const noexcept {
     return up && (staged_.has_value() || owed_abort.has_value() || session.owes_ack());
   }
@@ -50,9 +49,9 @@ class Peer {
   bool ever_up = false;
   Deadline quiet_since;  ///< up: when the last frame came; otherwise since when it is not up.
 
-  std::unique_ptr<Dialer> dialer;  ///< Lower ranks only; null after a finished peer has gone.
-  std::size_t poll_index = 0;      ///< Of the dialer's items.
-  std::string route;  ///< Higher ranks: routing id of the connection with a valid HELLO.
+  std::unique_ptr<Link> dialer;  ///< Lower ranks only; null after a finished peer has gone.
+  std::size_t poll_index = 0;    ///< Of the dialer's items.
+  std::string route;             ///< Higher ranks: routing id of the connection with a valid HELLO.
 
   bool owes_greeting = false;
   Deadline greet_at = Deadline::max();  ///< dialer: when to repeat the HELLO.
@@ -60,11 +59,11 @@ class Peer {
   std::optional<std::string> owed_abort;  ///< Payload.
 
  private:
-  bool transmit(const Frame& frame, Acceptor& acceptor, LiveCounters& counters);
-  bool flush(Acceptor& acceptor, LiveCounters& counters);
+  bool transmit(const Frame& frame, Listener& acceptor, LiveCounters& counters);
+  bool flush(Listener& acceptor, LiveCounters& counters);
   [[nodiscard]] Frame greeting_frame(const ChannelConfig& config);
 
-  std::optional<zmq::message_t> staged_;  // refused by ZeroMQ for want of space; goes first
+  std::optional<zmq::message_t> staged_;  // refused by the carrier for want of space; goes first
   std::vector<std::byte> greeting_;
   bool more_to_send_ = false;
 };

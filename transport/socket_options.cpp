@@ -17,11 +17,6 @@ namespace {
 // acknowledgements and aborts wait behind more data on a slow link.
 constexpr int kQueuedFrames = 16;
 
-// Above a chunk and its header. Less: an honest chunk kills the connection; much more: an announced
-// length of a stranger takes that much memory.
-constexpr std::int64_t kFrameAllowance = 1024;
-static_assert(kFrameAllowance >= static_cast<std::int64_t>(kHeaderBytes + kMaxReasonBytes + 4));
-
 // A heartbeat that stays unanswered for so many intervals ends the connection. Fewer: a chunk on a
 // slow link is taken for a dead peer; more: a vanished host is noticed late.
 constexpr int kMissedHeartbeats = 6;
@@ -57,7 +52,7 @@ void set_socket_options(zmq::socket_t& socket, const ChannelConfig& config, bool
   // ZeroMQ never reconnects.
   const bool dials = socket.get(opt::type) == ZMQ_DEALER;
   socket.set(opt::rcvhwm, dials ? 0 : kQueuedFrames);
-  socket.set(opt::maxmsgsize, static_cast<std::int64_t>(config.chunk_bytes) + kFrameAllowance);
+  socket.set(opt::maxmsgsize, static_cast<std::int64_t>(config.chunk_bytes + kFrameAllowance));
   socket.set(opt::heartbeat_ivl, keepalive);
   socket.set(opt::heartbeat_timeout, kMissedHeartbeats * keepalive);
   socket.set(opt::heartbeat_ttl, kMissedHeartbeats * keepalive);
@@ -93,19 +88,20 @@ SocketMonitor::SocketMonitor(zmq::context_t& context, zmq::socket_t& socket, int
 
 SocketMonitor::~SocketMonitor() { ::zmq_socket_monitor(monitored_, nullptr, 0); }
 
-std::optional<int> SocketMonitor::next() {
+std::optional<SocketMonitor::Event> SocketMonitor::next() {
   zmq::message_t message;
   if (!pair_.recv(message, zmq::recv_flags::dontwait)) {
     return std::nullopt;
   }
   std::uint16_t kind = 0;
-  if (message.size() >= sizeof kind) {
-    std::memcpy(&kind, message.data(),
-                sizeof kind);  // native byte order: it comes from this process
+  std::uint32_t value = 0;
+  if (message.size() >= sizeof kind + sizeof value) {  // native byte order: it is of this process
+    std::memcpy(&kind, message.data(), sizeof kind);
+    std::memcpy(&value, message.data<std::byte>() + sizeof kind, sizeof value);
   }
   while (message.more() && pair_.recv(message, zmq::recv_flags::dontwait)) {
   }
-  return kind;
+  return Event{kind, value};
 }
 
 }  // namespace distro::transport

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstdint>
 #include <optional>
 #include <zmq.hpp>
 
@@ -33,8 +34,13 @@ class SocketMonitor {
 
   [[nodiscard]] void* handle() noexcept { return pair_.handle(); }
 
-  /// The next ZMQ_EVENT_..., or an empty optional.
-  std::optional<int> next();
+  struct Event {
+    int kind;             ///< ZMQ_EVENT_...
+    std::uint32_t value;  ///< The file descriptor, for those events that have one.
+  };
+
+  /// The next event, or an empty optional.
+  std::optional<Event> next();
 
  private:
   void* monitored_;

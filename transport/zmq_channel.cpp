@@ -9,11 +9,28 @@
 #include <string>
 #include <utility>
 
+#include "transport/bind.h"
 #include "transport/host.h"
 #include "transport/log.h"
 
 namespace distro::transport {
 namespace {
+
+// A message on its way to one peer. It is counted until the last of its chunks is acknowledged, or
+// given up, and its memory let go.
+class Counted {
+ public:
+  Counted(SharedBytes message, std::shared_ptr<std::atomic<std::size_t>> outstanding)
+      : message_(std::move(message)), outstanding_(std::move(outstanding)) {}
+  ~Counted() { outstanding_->fetch_sub(message_->size(), std::memory_order_relaxed); }
+  Counted(const Counted&) = delete;
+  Counted& operator=(const Counted&) = delete;
+  [[nodiscard]] const Bytes* bytes() const noexcept { return message_.get(); }
+
+ private:
+  SharedBytes message_;
+  std::shared_ptr<std::atomic<std::size_t>> outstanding_;
+};
 
 // Beyond its deadline, how long close() waits for the I/O thread to do it. Only a thread that hangs
 // needs it.
@@ -96,6 +113,9 @@ void ZmqChannel::connect(std::vector<PeerAddress> peers) {
           "same torch-distro on all ranks",
           rank, peer.protocol, config.rank, kProtocolVersion));
     }
+    if (rank < config.rank && config.carrier != Carrier::plugin) {
+      check_endpoint(config, rank, peer.endpoint);
+    }
   }
   if (connected_.exchange(true)) {
     throw ConfigError(fmt::format("rank {}: connect was called twice", config.rank));
@@ -112,9 +132,24 @@ void ZmqChannel::send(int peer, SharedBytes message) {
         parts_->config.max_message_bytes));
   }
   parts_->inbox.check_can_send(peer);
-  parts_->service->post([mesh = parts_->mesh.get(), peer, message = std::move(message)] {
-    mesh->send(peer, message);
-  });
+  parts_->service->post([mesh = parts_->mesh.get(), peer,
+                         message = count(peer, std::move(message))] { mesh->send(peer, message); });
+}
+
+SharedBytes ZmqChannel::count(int peer, SharedBytes message) {
+  const auto& outstanding = parts_->outstanding[static_cast<std::size_t>(peer)];
+  const std::size_t size = message->size();
+  const std::size_t before = outstanding->fetch_add(size, std::memory_order_relaxed);
+  const auto counted = std::make_shared<const Counted>(std::move(message), outstanding);
+  if (before > 0 && before + size > parts_->config.outbox_bytes) {
+    throw PeerBacklog(
+        peer,
+        fmt::format("rank {}: rank {} has not acknowledged {} bytes that were sent to it, and "
+                    "{} more exceed the limit of {}: its link is much slower than its own "
+                    "sending, or the ranks do not run the same steps",
+                    parts_->config.rank, peer, before, size, parts_->config.outbox_bytes));
+  }
+  return {counted, counted->bytes()};
 }
 
 Bytes ZmqChannel::unpack(int peer, Inbox::Taken taken) {

@@ -37,17 +37,22 @@ class ZmqChannel final : public Channel {
  private:
   // What the I/O thread may use, at a fixed address; leaked in a forked child.
   struct Parts {
-    explicit Parts(const ChannelConfig& c)
-        : config(c), inbox(c.rank, c.world_size, c.inbox_bytes) {}
+    explicit Parts(const ChannelConfig& c) : config(c), inbox(c.rank, c.world_size, c.inbox_bytes) {
+      for (int peer = 0; peer < c.world_size; ++peer) {
+        outstanding.push_back(std::make_shared<std::atomic<std::size_t>>(0));
+      }
+    }
     const ChannelConfig config;
     PeerAddress own;
     Inbox inbox;
+    std::vector<std::shared_ptr<std::atomic<std::size_t>>> outstanding;  // bytes, by peer
     std::shared_ptr<IoService> service;
     std::unique_ptr<Mesh> mesh;  // I/O thread
   };
 
   void check_use(const char* what) const;
   void check_peer(const char* what, int peer) const;
+  SharedBytes count(int peer, SharedBytes message);
   Bytes unpack(int peer, Inbox::Taken taken);
   void shut(Deadline deadline, bool goodbye);
 

@@ -19,7 +19,7 @@ namespace distro::exchange {
 /// Messages of one peer that nobody has asked for yet, at most, in bytes. An honest peer is at most
 /// two exchanges a module ahead; less than one record's size would refuse it, more lets a hostile
 /// one fill the memory.
-inline constexpr std::size_t kMaxStoredBytes = std::size_t{1} << 30;
+inline constexpr std::size_t kMaxStoredBytes = transport::kMaxBytesAhead + (std::size_t{1} << 20);
 
 /// What a message is about: a peer's message of this kind and number, of this module. Where an
 /// average is awaited, the peer may be one exchange behind or ahead, and its exchanges before come

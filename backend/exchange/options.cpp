@@ -61,13 +61,21 @@ Mode mode(std::string_view text) {
   return choice<Mode>(text, kValues);
 }
 
-Carrier carrier(std::string_view text) {
+// A name, or the path of a third-party transport.
+void transport_option(Options& options, std::string_view text) {
+  options.plugin = nullptr;
   if (text.find('/') != std::string_view::npos) {
-    throw NotAvailableYet{};  // third-party transports, loaded by path
+    options.carrier = Carrier::plugin;
+    try {
+      options.plugin = transport::Plugin::load(std::string(text));
+    } catch (const transport::ConfigError& error) {
+      throw OptionError(error.what());
+    }
+    return;
   }
   static constexpr std::pair<std::string_view, Carrier> kValues[] = {
       {"tcp", Carrier::tcp}, {"ipc", Carrier::ipc}, {"inproc", Carrier::inproc}};
-  return choice<Carrier>(text, kValues);
+  options.carrier = choice<Carrier>(text, kValues);
 }
 
 kernels::Isa isa(std::string_view text) {
@@ -138,8 +146,8 @@ const std::vector<Entry>& entries() {
        [](Options& o, std::string_view t) { o.delay = number<int>(t, 0, 1); }},
       {"site", true, "nothing", later("")},
       {"min_elements", true, "4096", later("4096")},
-      {"transport", true, "tcp, ipc, inproc",
-       [](Options& o, std::string_view t) { o.carrier = carrier(t); }},
+      {"transport", true, "tcp, ipc, inproc, or the path of a shared library, with a /",
+       transport_option},
       {"topology", true, "mesh", later("mesh")},
       {"relay", true, "nothing", later("")},
       {"bind", true, "an address or interface of this machine",
@@ -274,13 +282,16 @@ StringMap Options::agreed() const {
     return value ? fmt::format("{}", *value) : std::string("auto");
   };
   static constexpr std::string_view kCarriers[] = {"tcp", "ipc", "inproc"};
+  // Paths may differ from host to host; what is at their ends must not.
+  const std::string carried =
+      plugin ? plugin->identity() : std::string(kCarriers[static_cast<std::size_t>(carrier)]);
   return {{"mode", std::string(name_of(mode))},
           {"k", std::to_string(k)},
           {"gain", text(gain)},
           {"share", text(share)},
           {"value_bits", std::to_string(value_bits)},
           {"delay", std::to_string(delay)},
-          {"transport", std::string(kCarriers[static_cast<std::size_t>(carrier)])}};
+          {"transport", carried}};
 }
 
 }  // namespace distro::exchange

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -11,6 +12,7 @@
 #include "kernels/kernels.h"
 #include "transport/channel.h"
 #include "transport/log.h"
+#include "transport/plugin.h"
 
 namespace distro::exchange {
 
@@ -29,7 +31,8 @@ struct Options {
   std::uint32_t value_bits = 1;  ///< 1 or 32.
   int delay = 1;                 ///< Steps that an exchange may travel: 0 or 1.
   transport::Carrier carrier = transport::Carrier::tcp;
-  std::string bind;  ///< Empty: what the store's route shows.
+  std::shared_ptr<const transport::Plugin> plugin;  ///< Carrier::plugin: the loaded library.
+  std::string bind;                                 ///< Empty: what the store's route shows.
   std::string advertise;
   std::uint16_t first_port = 0;
   std::uint16_t last_port = 0;
@@ -46,7 +49,7 @@ struct Options {
 /// Resolve the options of a group: `overrides` (option name -> text, from pg_options) win over
 /// `environment` (DISTRO_ variables; other names are ignored), which wins over the defaults. Throws
 /// OptionError on an unknown DISTRO_ variable or option, a bad value, or one that is not available
-/// yet.
+/// yet. A transport that is given by path is loaded.
 Options resolve_options(const StringMap& environment, const StringMap& overrides);
 
 /// The DISTRO_ variables of this process.

@@ -133,6 +133,7 @@ transport::ChannelConfig channel_config(const Identity& identity, const Options&
   config.world_size = identity.world_size;
   config.group = group;
   config.carrier = options.carrier;
+  config.plugin = options.plugin;
   config.bind_address = options.bind.empty() ? route(identity, one_host) : options.bind;
   config.advertise = options.advertise;
   config.first_port = options.first_port;

@@ -24,7 +24,8 @@ class Options:
         share: weight of a rank's unsent moves in its own weights: ``auto`` (gain / ranks) or 0 to
             1.
         value_bits: 1 (sign and shared scale) or 32 (exact values).
-        transport: ``tcp``, ``ipc`` (ranks of one host), ``inproc`` (ranks that are threads).
+        transport: ``tcp``, ``ipc`` (ranks of one host), ``inproc`` (ranks that are threads), or the
+            path of a shared library (docs/transports.md).
         topology: ``mesh``.
         bind, advertise, ports: address or interface to bind, address told to peers, port range.
         insecure: allow plain text beyond loopback; for networks you trust only.

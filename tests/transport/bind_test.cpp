@@ -47,11 +47,48 @@ TEST(Bind, WildcardNeedsAnAddressToTell) {
   ChannelConfig options = bound_to("0.0.0.0");
   options.insecure = true;
   EXPECT_NE(error_of(options).find("DISTRO_ADVERTISE"), std::string::npos);
-  options.advertise = "node7.example";
+  options.advertise = "localhost";
   EXPECT_EQ(error_of(options), "");
   const auto channel = open_channel(options);
-  EXPECT_EQ(channel->address().endpoint.rfind("tcp://node7.example:", 0), 0U)
+  EXPECT_EQ(channel->address().endpoint.rfind("tcp://localhost:", 0), 0U)
       << channel->address().endpoint;
+}
+
+TEST(Bind, WhatPeersCannotConnectToIsRefusedAtTheStart) {
+  for (const std::string advertise :
+       {"no-such-host.invalid", "tcp://10.0.0.1", "10.0.0.1:4000", "a b", "::", "0.0.0.0", "x/y"}) {
+    ChannelConfig options = bound_to("127.0.0.1");
+    options.advertise = advertise;
+    try {
+      open_channel(options);
+      ADD_FAILURE() << "opened with " << advertise;
+    } catch (const ConfigError& error) {
+      EXPECT_NE(std::string(error.what()).find(advertise), std::string::npos) << error.what();
+      EXPECT_NE(std::string(error.what()).find("DISTRO_ADVERTISE"), std::string::npos);
+    }
+  }
+  for (const std::string advertise : {"127.0.0.1", "::1", "[::1]", "localhost"}) {
+    ChannelConfig options = bound_to("127.0.0.1");
+    options.advertise = advertise;
+    EXPECT_NO_THROW(open_channel(options)) << advertise;
+  }
+}
+
+TEST(Bind, AnEndpointThatCannotBeDialledIsToldWithItsRank) {
+  for (const std::string endpoint :
+       {"", "tcp://", "tcp://127.0.0.1", "tcp://127.0.0.1:0", "tcp://127.0.0.1:70000",
+        "tcp://no-such-host.invalid:4000", "ipc:///tmp/x", "tcp://;:4", "inproc://x"}) {
+    const auto channel = open_channel(config(Carrier::tcp, 1, 2));
+    PeerAddress peer = channel->address();
+    peer.endpoint = endpoint;
+    try {
+      channel->connect({peer, channel->address()});
+      ADD_FAILURE() << "dials " << endpoint;
+    } catch (const PeerError& error) {
+      EXPECT_EQ(error.rank(), 0);
+      EXPECT_NE(std::string(error.what()).find("DISTRO_ADVERTISE"), std::string::npos);
+    }
+  }
 }
 
 TEST(Bind, UnknownInterfaceIsNamed) {

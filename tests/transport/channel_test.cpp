@@ -52,7 +52,7 @@ TEST_P(EveryCarrier, AllToAll) {
 
 INSTANTIATE_TEST_SUITE_P(
     Carriers, EveryCarrier,
-    testing::Combine(testing::Values(Carrier::tcp, Carrier::ipc, Carrier::inproc),
+    testing::Combine(testing::Values(Carrier::tcp, Carrier::ipc, Carrier::inproc, Carrier::plugin),
                      testing::Values(2, 4),
                      testing::Values(std::size_t{0}, std::size_t{1}, (std::size_t{64} << 10) - 1,
                                      std::size_t{64} << 10, std::size_t{3} << 20)),
@@ -123,6 +123,43 @@ TEST(Channel, SlowReaderHoldsTheSender) {
     EXPECT_TRUE(group[1].receive(0, in(seconds(10))) ==
                 pattern(kSize, static_cast<std::uint64_t>(number)));
   }
+  group.close_all();
+}
+
+// What nobody takes does not fill the memory: a typed error, and room again once it is taken.
+TEST(Channel, SendsThatThePeerDoesNotTakeEndInAnError) {
+  Group group(Carrier::tcp, 2, [](ChannelConfig& config) {
+    config.inbox_bytes = 1 << 20;
+    config.window_bytes = 1 << 20;
+    config.outbox_bytes = 10 << 20;
+  });
+  const auto message = shared_pattern(1 << 20, 1);
+  int sent = 0;
+  const auto send_until_full = [&] {
+    for (; sent < 100; ++sent) {
+      group[0].send(1, message);
+    }
+  };
+  try {
+    send_until_full();
+    FAIL() << "took everything";
+  } catch (const PeerBacklog& error) {
+    EXPECT_EQ(error.rank(), 1);
+    EXPECT_GE(sent, 10);
+    EXPECT_LE(sent, 14);
+  }
+  for (int number = 0; number < sent; ++number) {
+    EXPECT_TRUE(group[1].receive(0, in(seconds(10))) == *message);
+  }
+  for (const auto deadline = in(seconds(5)); Clock::now() < deadline;) {
+    try {
+      group[0].send(1, message);
+      break;
+    } catch (const PeerBacklog&) {
+      std::this_thread::sleep_for(milliseconds(5));
+    }
+  }
+  EXPECT_TRUE(group[1].receive(0, in(seconds(10))) == *message);
   group.close_all();
 }
 

@@ -79,7 +79,8 @@ TEST_P(Goodbye, SenderToARankThatLeftIsNotKept) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Carriers, Goodbye,
-                         testing::Values(Carrier::tcp, Carrier::ipc, Carrier::inproc),
+                         testing::Values(Carrier::tcp, Carrier::ipc, Carrier::inproc,
+                                         Carrier::plugin),
                          [](const auto& param_info) { return name(param_info.param); });
 
 TEST(Close, GivesUpAtTheDeadlineIfThePeerNeverCame) {

@@ -8,6 +8,8 @@
 #include <future>
 #include <random>
 
+#include "transport/plugin.h"
+
 namespace distro::transport::test {
 
 Bytes pattern(std::size_t size, std::uint64_t seed) {
@@ -32,6 +34,8 @@ std::string name(Carrier carrier) {
       return "ipc";
     case Carrier::inproc:
       return "inproc";
+    case Carrier::plugin:
+      return "plugin";
   }
   return "unknown";
 }
@@ -64,6 +68,9 @@ ChannelConfig config(Carrier carrier, int rank, int world_size) {
   config.world_size = world_size;
   config.group = 0x6772'6F75'70ULL;
   config.carrier = carrier;
+  if (carrier == Carrier::plugin) {
+    config.plugin = Plugin::load(DISTRO_EXAMPLE_TRANSPORT);
+  }
   config.timeout = std::chrono::seconds(20);
   config.keepalive = milliseconds(500);
   return config;

@@ -1,10 +1,16 @@
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <functional>
 #include <random>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "tests/transport/group.h"
 #include "tests/transport/raw_peer.h"
@@ -110,6 +116,39 @@ TEST(Hostile, AFrameAboveTheLimitEndsItsConnectionOnly) {
   stranger.send(Bytes(1 << 20));
   expect_works(group, 1);
   EXPECT_EQ(group[0].counters().reconnects, 0U);
+  group.close_all();
+}
+
+// The limit is 4 connections a rank and 64 more.
+TEST(Hostile, ConnectionsOfStrangersAreLimited) {
+  Group group(Carrier::tcp, 2);
+  const std::string endpoint = group[0].address().endpoint;
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  address.sin_port =
+      htons(static_cast<std::uint16_t>(std::stoi(endpoint.substr(endpoint.rfind(':') + 1))));
+  constexpr std::size_t kStrangers = 200;
+  std::vector<pollfd> strangers;
+  for (std::size_t i = 0; i < kStrangers; ++i) {
+    const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
+    ASSERT_EQ(::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
+    strangers.push_back({fd, POLLRDHUP, 0});
+  }
+  const auto ended = [&] {
+    ::poll(strangers.data(), strangers.size(), 0);
+    return std::count_if(strangers.begin(), strangers.end(), [](const pollfd& stranger) {
+      return (stranger.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
+    });
+  };
+  EXPECT_TRUE(becomes([&] { return ended() >= static_cast<std::ptrdiff_t>(kStrangers - 72); }))
+      << ended();
+  EXPECT_LE(ended(), static_cast<std::ptrdiff_t>(kStrangers - 60));
+  expect_works(group, 1);
+  EXPECT_EQ(group[0].counters().reconnects, 0U);
+  for (const pollfd& stranger : strangers) {
+    ::close(stranger.fd);
+  }
   group.close_all();
 }
 

@@ -43,7 +43,8 @@ TEST_P(Lifetime, FiftyGroupsLeaveNoThreadAndNoDescriptor) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Carriers, Lifetime,
-                         testing::Values(Carrier::tcp, Carrier::ipc, Carrier::inproc),
+                         testing::Values(Carrier::tcp, Carrier::ipc, Carrier::inproc,
+                                         Carrier::plugin),
                          [](const auto& param_info) { return name(param_info.param); });
 
 // A data-loading worker inherits the channel: it must neither use nor end it.

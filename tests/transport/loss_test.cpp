@@ -60,7 +60,8 @@ TEST_P(KilledRank, IsNamedByAllSurvivorsAfterItsMessages) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Carriers, KilledRank,
-                         testing::Combine(testing::Values(Carrier::tcp, Carrier::ipc),
+                         testing::Combine(testing::Values(Carrier::tcp, Carrier::ipc,
+                                                          Carrier::plugin),
                                           testing::Values(0, 1, 2)),
                          [](const auto& param_info) {
                            return name(std::get<0>(param_info.param)) + "_rank_" +

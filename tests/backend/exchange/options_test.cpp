@@ -92,6 +92,21 @@ TEST(Options, ABadValueIsAnErrorThatListsWhatIsAllowed) {
   EXPECT_NE(message_of({}, {{"value_bits", "7"}}).find("Allowed: 1, 32"), std::string::npos);
 }
 
+TEST(Options, ATransportByPathIsLoadedAndNamedByWhatItIs) {
+  const Options options = resolve_options({{"DISTRO_TRANSPORT", DISTRO_EXAMPLE_TRANSPORT}}, {});
+  EXPECT_EQ(options.carrier, transport::Carrier::plugin);
+  EXPECT_EQ(options.agreed().at("transport"), "example 1.0");
+  const auto message = message_of({{"DISTRO_TRANSPORT", "/no/such/lib.so"}}, {});
+  EXPECT_NE(message.find("/no/such/lib.so"), std::string::npos) << message;
+  EXPECT_NE(message.find("docs/transports.md"), std::string::npos) << message;
+  // A name wins over a path as any option does.
+  EXPECT_EQ(
+      resolve_options({{"DISTRO_TRANSPORT", DISTRO_EXAMPLE_TRANSPORT}}, {{"transport", "tcp"}})
+          .agreed()
+          .at("transport"),
+      "tcp");
+}
+
 TEST(Options, ThoseOfLaterVersionsAreNotAvailableYet) {
   for (const auto& [variable, value] :
        std::vector<std::pair<std::string, std::string>>{{"DISTRO_MODE", "ef"},
@@ -100,7 +115,6 @@ TEST(Options, ThoseOfLaterVersionsAreNotAvailableYet) {
                                                         {"DISTRO_TOPOLOGY", "hub"},
                                                         {"DISTRO_RELAY", "tcp://a:1"},
                                                         {"DISTRO_RATE_LIMIT", "1000"},
-                                                        {"DISTRO_TRANSPORT", "/x/lib.so"},
                                                         {"DISTRO_CURVE_SECRET_FILE", "/x"}}) {
     EXPECT_NE(message_of({{variable, value}}, {}).find("not available yet"), std::string::npos)
         << variable;

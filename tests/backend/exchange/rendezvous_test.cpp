@@ -74,6 +74,15 @@ TEST(Rendezvous, GroupAfterGroupMeetsOnTheSameStore) {
   }
 }
 
+TEST(Rendezvous, RanksMeetOverATransportByPathAndItsNameIsCompared) {
+  const StringMap example{{"transport", DISTRO_EXAMPLE_TRANSPORT}};
+  EXPECT_EQ(join({example, example, example}), std::vector<std::string>(3));
+  for (const auto& error : join({example, {}})) {
+    EXPECT_NE(error.find("transport: rank 0 has example 1.0; rank 1 has tcp"), std::string::npos)
+        << error;
+  }
+}
+
 TEST(Rendezvous, ARankThatDeclinesIsNamedToTheOthersAtOnce) {
   MemoryStore store(std::chrono::milliseconds(2000));
   std::thread other([&] {
