@@ -19,30 +19,6 @@ using transport::LogLevel;
 constexpr double kUnusualMove = 8.0;
 constexpr std::uint64_t kStepsToKnowUsual = 10;
 
-// The kernels take at most a tile at a time.
-template <typename Use>
-void by_tile(const plugins::TensorView& tensor, Use&& use) {
-  const std::size_t size = kernels::size_of(tensor.dtype);
-  for (std::size_t begin = 0; begin < tensor.elements; begin += kernels::kTileElements) {
-    use(static_cast<std::byte*>(tensor.data) + begin * size, begin,
-        std::min(kernels::kTileElements, tensor.elements - begin));
-  }
-}
-
-std::optional<std::size_t> first_non_finite(WeightsExchange::Views x,
-                                            const kernels::KernelTable& kernel) {
-  for (std::size_t tensor = 0; tensor < x.size(); ++tensor) {
-    bool finite = true;
-    by_tile(x[tensor], [&](const void* values, std::size_t, std::size_t n) {
-      finite = finite && kernel.finite(x[tensor].dtype, values, n);
-    });
-    if (!finite) {
-      return tensor;
-    }
-  }
-  return std::nullopt;
-}
-
 }  // namespace
 
 struct WeightsExchange::Exchange {
@@ -60,12 +36,13 @@ struct WeightsExchange::Exchange {
   }
 };
 
-WeightsExchange::WeightsExchange(std::shared_ptr<Group> group, std::vector<TensorSpec> tensors)
+WeightsExchange::WeightsExchange(std::shared_ptr<Group> group, std::vector<TensorSpec> tensors,
+                                 const plugins::CodecFactory& make_codec)
     : group_(std::move(group)),
       ranks_(group_, std::move(tensors)),
-      codec_(plugins::Geometry(element_counts(ranks_.tensors())),
-             plugins::WeightsConfig{group_->options().k, group_->options().value_bits,
-                                    group_->options().isa}) {}
+      codec_(make_codec(plugins::Geometry(element_counts(ranks_.tensors())),
+                        {group_->options().k, group_->options().value_bits, group_->options().isa,
+                         &group_->arena()})) {}
 
 WeightsExchange::~WeightsExchange() { group_->forget(ordinal()); }
 
@@ -109,13 +86,11 @@ void WeightsExchange::average(Views x, ExactCollectives& exact) {
 
 void WeightsExchange::begin_locked(Views x, ExactCollectives& exact) {
   const auto adopt = [&] {
-    std::optional<std::size_t> non_finite;
-    group_->arena().execute([&] { non_finite = codec_.begin(x); });
     share_left_ = 0.0F;  // R = 0: any share gives the same x
-    return non_finite;
+    return codec_->begin(x);
   };
   const auto non_finite = loaded_ ? std::nullopt : adopt();
-  sent_.checksum = codec_.checksum();
+  sent_.checksum = codec_->checksum();
   const auto letters = ranks_.introduce(sent_, non_finite);
   std::vector<int> strangers;  // ranks whose reference is not rank 0's
   const auto checksum_of = [&](int rank) {
@@ -139,7 +114,7 @@ void WeightsExchange::begin_locked(Views x, ExactCollectives& exact) {
     }
   }
   begun_ = true;
-  group_->counters().reference_checksum.store(codec_.checksum(), std::memory_order_relaxed);
+  group_->counters().reference_checksum.store(codec_->checksum(), std::memory_order_relaxed);
 }
 
 // Wait for, check and unpack the exchange that was sent last.
@@ -157,7 +132,7 @@ WeightsExchange::Exchange WeightsExchange::collect() {
         return;
       }
       try {
-        exchange.records[peer] = codec_.parse(letters[peer].opened.body);
+        exchange.records[peer] = codec_->parse(letters[peer].opened.body);
       } catch (const plugins::RecordError& error) {
         errors[peer] = error.what();
       }
@@ -187,9 +162,7 @@ void WeightsExchange::send_step(std::uint16_t flags, std::span<const std::byte> 
 
 void WeightsExchange::take_mean(Views x, ExactCollectives& exact) {
   exact.mean(x);
-  std::optional<std::size_t> non_finite;
-  group_->arena().execute([&] { non_finite = codec_.begin(x); });
-  if (non_finite) {
+  if (const auto non_finite = codec_->begin(x)) {
     throw ExchangeError(
         fmt::format("rank {}: the mean of the ranks' weights is not finite (inf or nan) in "
                     "parameter {} at {}: some "
@@ -225,22 +198,20 @@ plugins::Step WeightsExchange::encode(Views x, const Exchange* due) {
     work = {contributions, static_cast<std::size_t>(group_->rank()), due->gain};
   }
   plugins::Step step;
-  group_->arena().execute([&] {
-    if (marked_) {
-      // x is the script's: leave it alone until all take the mean.
-      if (work) {
-        codec_.apply(*work);
-      }
-      step.record = codec_.empty_record();
-    } else if (group_->options().delay == 1) {
-      step = codec_.advance(x, work ? &*work : nullptr, share_left_, share());
-    } else {
-      step = codec_.encode(x, share_left_);
+  if (marked_) {
+    // x is the script's: leave it alone until all take the mean.
+    if (work) {
+      codec_->apply(*work);
     }
-    if (!step.non_finite) {
-      own_ = codec_.parse(step.record);
-    }
-  });
+    step.record = codec_->empty_record();
+  } else if (group_->options().delay == 1) {
+    step = codec_->advance(x, work ? &*work : nullptr, share_left_, share());
+  } else {
+    step = codec_->encode(x, share_left_);
+  }
+  if (!step.non_finite) {
+    own_ = codec_->parse(step.record);
+  }
   return step;
 }
 
@@ -248,7 +219,7 @@ void WeightsExchange::settle(Views x, const Exchange& now) {
   const Stopwatch stopwatch(group_->counters().encode_nanoseconds);
   const auto contributions = now.contributions();
   const plugins::Due work{contributions, static_cast<std::size_t>(group_->rank()), now.gain};
-  group_->arena().execute([&] { codec_.settle(x, work, share()); });
+  codec_->settle(x, work, share());
 }
 
 void WeightsExchange::sync_locked(Views x, ExactCollectives& exact, float gain) {
@@ -263,12 +234,12 @@ void WeightsExchange::sync_locked(Views x, ExactCollectives& exact, float gain) 
   if (resync) {
     group_->counters().resyncs.fetch_add(1, std::memory_order_relaxed);
     take_mean(x, exact);
-    step.record = codec_.empty_record();
-    own_ = codec_.parse(step.record);
+    step.record = codec_->empty_record();
+    own_ = codec_->parse(step.record);
   } else {
     step = encode(x, due ? &*due : nullptr);
   }
-  sent_.checksum = codec_.checksum();
+  sent_.checksum = codec_->checksum();
   if (step.non_finite) {
     send_step(kNonFinite, non_finite_body(*step.non_finite));
     ranks_.fail_non_finite(*step.non_finite, sent_.exchange);
@@ -288,7 +259,7 @@ void WeightsExchange::sync_locked(Views x, ExactCollectives& exact, float gain) 
       settle(x, now);
     }
   }
-  group_->counters().reference_checksum.store(codec_.checksum(), std::memory_order_relaxed);
+  group_->counters().reference_checksum.store(codec_->checksum(), std::memory_order_relaxed);
 }
 
 void WeightsExchange::mark() {
@@ -297,7 +268,7 @@ void WeightsExchange::mark() {
 }
 
 void WeightsExchange::average_locked(Views x, ExactCollectives& exact) {
-  const auto non_finite = first_non_finite(x, kernels::table(group_->options().isa));
+  const auto non_finite = codec_->first_non_finite(x);
   ranks_.send(MessageKind::average, non_finite ? kNonFinite : std::uint16_t{0},
               {.exchange = sent_.exchange, .gain = kGainUnknown, .checksum = sent_.checksum},
               non_finite ? non_finite_body(*non_finite) : std::vector<std::byte>{});
@@ -308,7 +279,7 @@ void WeightsExchange::average_locked(Views x, ExactCollectives& exact) {
   }
   ranks_.take_average(sent_, non_finite);
   take_mean(x, exact);
-  group_->counters().reference_checksum.store(codec_.checksum(), std::memory_order_relaxed);
+  group_->counters().reference_checksum.store(codec_->checksum(), std::memory_order_relaxed);
 }
 
 bool WeightsExchange::begun() const {
@@ -318,7 +289,7 @@ bool WeightsExchange::begun() const {
 
 std::uint64_t WeightsExchange::checksum() const {
   const std::lock_guard lock(mutex_);
-  return codec_.checksum();
+  return codec_->checksum();
 }
 
 std::uint64_t WeightsExchange::exchanges() const {
@@ -328,17 +299,10 @@ std::uint64_t WeightsExchange::exchanges() const {
 
 ModuleState WeightsExchange::state(Views x) const {
   const std::lock_guard lock(mutex_);
-  const auto& kernel = kernels::table(group_->options().isa);
   ModuleState state{{}, {}, sent_.exchange, share_left_};
-  for (std::size_t tensor = 0; tensor < tensors().size(); ++tensor) {
-    const auto reference = codec_.reference(tensor);
-    const auto residual = codec_.residual(tensor);
-    state.reference.emplace_back(reference.begin(), reference.end());
-    auto& moved = state.residual.emplace_back(residual.begin(), residual.end());
-    by_tile(x[tensor], [&](void* values, std::size_t begin, std::size_t n) {
-      kernel.absorb(x[tensor].dtype, values, reference.data() + begin, moved.data() + begin, n,
-                    share_left_);
-    });
+  for (auto& tensor : codec_->state(x, share_left_)) {
+    state.reference.push_back(std::move(tensor.reference));
+    state.residual.push_back(std::move(tensor.residual));
   }
   return state;
 }
@@ -362,16 +326,10 @@ void WeightsExchange::load(const ModuleState& state, Views x) {
                                       group_->rank(), tensors()[tensor].name,
                                       tensors()[tensor].elements()));
     }
-    codec_.restore_state(tensor, state.reference[tensor], state.residual[tensor]);
+    codec_->restore_state(tensor, state.reference[tensor], state.residual[tensor]);
   }
-  group_->arena().execute([&] { codec_.rehash(); });
-  const auto& kernel = kernels::table(group_->options().isa);
-  for (std::size_t tensor = 0; tensor < tensors().size(); ++tensor) {
-    by_tile(x[tensor], [&](void* values, std::size_t begin, std::size_t n) {
-      kernel.restore(x[tensor].dtype, values, state.reference[tensor].data() + begin,
-                     state.residual[tensor].data() + begin, n, state.share);
-    });
-  }
+  codec_->rehash();
+  codec_->leave(x, state.share);
   sent_.exchange = state.exchanges;
   share_left_ = state.share;
   loaded_ = true;

@@ -38,8 +38,10 @@ class WeightsExchange {
  public:
   using Views = std::span<const plugins::TensorView>;
 
-  /// Takes the group's next module ordinal.
-  WeightsExchange(std::shared_ptr<Group> group, std::vector<TensorSpec> tensors);
+  /// Takes the group's next module ordinal. `make_codec`: where W and R lie and x does; views of x
+  /// are then of that memory.
+  WeightsExchange(std::shared_ptr<Group> group, std::vector<TensorSpec> tensors,
+                  const plugins::CodecFactory& make_codec = plugins::make_host_codec);
   ~WeightsExchange();
   WeightsExchange(const WeightsExchange&) = delete;
   WeightsExchange& operator=(const WeightsExchange&) = delete;
@@ -102,7 +104,7 @@ class WeightsExchange {
 
   mutable std::mutex mutex_;  // guards everything below
   Correspondence ranks_;
-  plugins::WeightsCodec codec_;
+  const std::unique_ptr<plugins::ModuleCodec> codec_;
   std::exception_ptr failed_;  // the first error of a collective function
   bool begun_ = false;
   bool loaded_ = false;        // W and R come from a checkpoint
