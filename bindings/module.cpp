@@ -15,6 +15,7 @@
 #include "backend/c10d/process_group_distro.h"
 #include "backend/c10d/store.h"
 #include "backend/exchange/group.h"
+#include "bindings/codec.h"
 
 namespace py = pybind11;
 
@@ -224,8 +225,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
 
   py::class_<ModuleSynchroniser, std::shared_ptr<ModuleSynchroniser>>(module, "ModuleSynchroniser")
       .def(py::init<const c10::intrusive_ptr<ProcessGroupDistro>&, std::vector<at::Tensor>,
-                    const std::vector<std::string>&>(),
-           py::arg("backend"), py::arg("parameters"), py::arg("names"))
+                    const std::vector<std::string>&, bool>(),
+           py::arg("backend"), py::arg("parameters"), py::arg("names"),
+           py::arg("device_codec") = false)
       .def_static("attach", &ModuleSynchroniser::attach, py::arg("synchroniser"),
                   py::arg("reducer"))
       .def("before_forward", &ModuleSynchroniser::before_forward, release_gil())
@@ -241,4 +243,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def("state", &state_of)
       .def("load", &load, py::arg("reference"), py::arg("residual"), py::arg("exchanges"),
            py::arg("share"));
+
+  distro::bindings::bind_codec(module);
 }
