@@ -9,8 +9,8 @@
 
 #include "backend/c10d/tensors.h"
 #include "kernels/sparse_sum.h"
+#include "plugins/float_environment.h"
 #include "plugins/parallel.h"
-#include "plugins/weights_tile.h"
 
 namespace distro::c10d_backend {
 namespace {
@@ -70,7 +70,7 @@ DeviceCodec::DeviceCodec(plugins::Geometry geometry, const plugins::WeightsConfi
                          at::Device device)
     : geometry_(std::move(geometry)),
       config_(config),
-      coder_(geometry_, {config.k, config.value_bits}),
+      coder_(geometry_.layout(), {config.k, config.value_bits}),
       layout_(geometry_),
       device_(device),
       staging_(coder_.staging_bytes()),
@@ -243,7 +243,7 @@ std::vector<std::byte> DeviceCodec::write(const at::Tensor& keys) {
     std::array<float, kernels::kTileElements> r;  // set where an entry is
     std::array<std::uint16_t, kernels::kTileElements> index;
     for (std::size_t t = tiles.first_tile; t < tiles.first_tile + tiles.tiles; ++t) {
-      const std::size_t kept = plugins::Geometry::kept(config_.k, geometry_.tiles()[t].elements);
+      const std::size_t kept = plugins::TileLayout::kept(config_.k, geometry_.tiles()[t].elements);
       const std::int64_t* key = first_key + t * config_.k;
       std::size_t count = 0;
       for (; count < kept; ++count, ++key) {

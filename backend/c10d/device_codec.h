@@ -8,9 +8,9 @@
 #include <span>
 #include <vector>
 
-#include "backend/c10d/tile_layout.h"
+#include "backend/c10d/device_layout.h"
 #include "plugins/module_codec.h"
-#include "plugins/weights_record.h"
+#include "plugins/record_coder.h"
 
 namespace distro::c10d_backend {
 
@@ -69,7 +69,7 @@ class DeviceCodec final : public plugins::ModuleCodec {
   const plugins::Geometry geometry_;
   const plugins::WeightsConfig config_;
   const plugins::RecordCoder coder_;
-  const TileLayout layout_;
+  const DeviceLayout layout_;
   const at::Device device_;
   at::Tensor w_;     // [slots] fp32
   at::Tensor r_;     // [slots] fp32

@@ -111,7 +111,7 @@ StagedBackend::Work StagedBackend::allgather_coalesced(TensorLists& outputs, Ten
 
 StagedBackend::Work StagedBackend::allgather_into_tensor_coalesced(
     Tensors& outputs, Tensors& inputs, const c10d::AllgatherOptions& options) {
-  return run(OpType::ALLGATHER_INTO_TENSOR_COALESCED, device_of(inputs), [&](Staging& staging) {
+  return run(OpType::COALESCED, device_of(inputs), [&](Staging& staging) {
     return [this, to = staging.outputs(outputs), from = staging.inputs(inputs), options]() mutable {
       return host_->allgather_into_tensor_coalesced(to, from, options);
     };
@@ -168,7 +168,7 @@ StagedBackend::Work StagedBackend::_reduce_scatter_base(at::Tensor& output, at::
 
 StagedBackend::Work StagedBackend::reduce_scatter_tensor_coalesced(
     Tensors& outputs, Tensors& inputs, const c10d::ReduceScatterOptions& options) {
-  return run(OpType::REDUCE_SCATTER_TENSOR_COALESCED, device_of(inputs), [&](Staging& staging) {
+  return run(OpType::COALESCED, device_of(inputs), [&](Staging& staging) {
     return [this, to = staging.outputs(outputs), from = staging.inputs(inputs), options]() mutable {
       return host_->reduce_scatter_tensor_coalesced(to, from, options);
     };

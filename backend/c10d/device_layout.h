@@ -13,9 +13,9 @@ namespace distro::c10d_backend {
 /// Where a module's weights lie in a codec's memory on a device: tile t at slots [4096 t, 4096 t +
 /// its elements), zeros behind it, so that all tiles are rows of one matrix. Tensors are contiguous
 /// in it, as in the geometry.
-class TileLayout {
+class DeviceLayout {
  public:
-  explicit TileLayout(const plugins::Geometry& geometry);
+  explicit DeviceLayout(const plugins::Geometry& geometry);
 
   [[nodiscard]] std::int64_t tiles() const noexcept { return tiles_; }
   [[nodiscard]] std::int64_t slots() const noexcept;
@@ -35,7 +35,7 @@ class TileLayout {
     void assign(const at::Tensor& values) const;
 
    private:
-    friend class TileLayout;
+    friend class DeviceLayout;
     std::vector<at::Tensor> tensors_;    // the script's, in slot order, each flat
     std::vector<std::int64_t> at_;       // their slots, from begin
     std::vector<std::int64_t> padding_;  // zeros behind each

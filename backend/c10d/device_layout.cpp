@@ -1,4 +1,4 @@
-#include "backend/c10d/tile_layout.h"
+#include "backend/c10d/device_layout.h"
 
 #include <algorithm>
 
@@ -15,7 +15,7 @@ constexpr std::int64_t kChunkSlots = std::int64_t{1} << 24;
 
 }  // namespace
 
-TileLayout::TileLayout(const plugins::Geometry& geometry)
+DeviceLayout::DeviceLayout(const plugins::Geometry& geometry)
     : tiles_(static_cast<std::int64_t>(geometry.tiles().size())), slots_(geometry.tensors()) {
   for (std::int64_t tile = 0; tile < tiles_; ++tile) {
     for (const auto& segment :
@@ -32,10 +32,10 @@ TileLayout::TileLayout(const plugins::Geometry& geometry)
   }
 }
 
-std::int64_t TileLayout::slots() const noexcept { return tiles_ * kTile; }
+std::int64_t DeviceLayout::slots() const noexcept { return tiles_ * kTile; }
 
-std::vector<TileLayout::Chunk> TileLayout::chunks(std::span<const plugins::TensorView> x,
-                                                  at::Device device) const {
+std::vector<DeviceLayout::Chunk> DeviceLayout::chunks(std::span<const plugins::TensorView> x,
+                                                      at::Device device) const {
   std::vector<Chunk> chunks;
   for (std::size_t i = 0; i < order_.size(); ++i) {
     const auto& view = x[order_[i]];
@@ -56,7 +56,7 @@ std::vector<TileLayout::Chunk> TileLayout::chunks(std::span<const plugins::Tenso
   return chunks;
 }
 
-at::Tensor TileLayout::Chunk::weights() const {
+at::Tensor DeviceLayout::Chunk::weights() const {
   if (tensors_.size() == 1 && padding_.front() == 0) {
     return tensors_.front();
   }
@@ -71,7 +71,7 @@ at::Tensor TileLayout::Chunk::weights() const {
   return at::cat(parts);
 }
 
-void TileLayout::Chunk::assign(const at::Tensor& values) const {
+void DeviceLayout::Chunk::assign(const at::Tensor& values) const {
   std::vector<at::Tensor> sources;
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
     sources.push_back(values.narrow(0, at_[i], tensors_[i].numel()));
