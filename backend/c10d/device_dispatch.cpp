@@ -25,6 +25,8 @@ DeviceDispatch::DeviceDispatch(InnerBackend host, MakeBackend make_device, bool 
       make_device_(std::move(make_device)) {}
 
 c10d::Backend& DeviceDispatch::of(at::Device device, bool on_device) {
+  // The description cannot be overridden, and comes before the first collective.
+  std::call_once(described_, [this] { host_->setGroupDesc(getGroupDesc()); });
   if (device.is_cpu()) {
     return stage_host_ ? *staged_ : *host_;
   }
@@ -34,6 +36,8 @@ c10d::Backend& DeviceDispatch::of(at::Device device, bool on_device) {
   const std::lock_guard lock(mutex_);
   if (!device_) {
     device_ = share(make_device_());
+    device_->setGroupUid(getGroupUid());
+    device_->setGroupDesc(getGroupDesc());
     make_device_ = {};
   }
   return *device_;
@@ -152,6 +156,14 @@ void DeviceDispatch::monitoredBarrier(const c10d::BarrierOptions& options, bool 
 void DeviceDispatch::setSequenceNumberForGroup() { host_->setSequenceNumberForGroup(); }
 
 uint64_t DeviceDispatch::getSequenceNumberForGroup() { return host_->getSequenceNumberForGroup(); }
+
+void DeviceDispatch::setGroupUid(const std::string& uid) {
+  Backend::setGroupUid(uid);
+  host_->setGroupUid(uid);
+  if (auto* const device = made()) {
+    device->setGroupUid(uid);
+  }
+}
 
 void DeviceDispatch::setTimeout(std::chrono::milliseconds timeout) {
   host_->setTimeout(timeout);

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <mutex>
+#include <string>
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 #include <vector>
 
@@ -60,6 +61,7 @@ class DeviceDispatch final : public c10d::Backend {
 
   void setSequenceNumberForGroup() override;
   uint64_t getSequenceNumberForGroup() override;
+  void setGroupUid(const std::string& uid) override;
   void setTimeout(std::chrono::milliseconds timeout) override;
   void shutdown() override;
   void abort() override;
@@ -75,6 +77,7 @@ class DeviceDispatch final : public c10d::Backend {
   const InnerBackend staged_;
   const bool has_device_;
   const bool stage_host_;
+  std::once_flag described_;
   std::mutex mutex_;  // guards the rest
   MakeBackend make_device_;
   InnerBackend device_;
