@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 #include <pybind11/chrono.h>
+#include <pybind11/functional.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
@@ -10,17 +11,20 @@
 #include <vector>
 
 #include "backend/c10d/capabilities.h"
+#include "backend/c10d/device_dispatch.h"
 #include "backend/c10d/errors.h"
 #include "backend/c10d/module_synchroniser.h"
 #include "backend/c10d/process_group_distro.h"
 #include "backend/c10d/store.h"
 #include "backend/exchange/group.h"
 #include "backend/exchange/stats_path.h"
+#include "bindings/codec.h"
 
 namespace py = pybind11;
 
 namespace {
 
+using distro::c10d_backend::DeviceDispatch;
 using distro::c10d_backend::ModuleSynchroniser;
 using distro::c10d_backend::ProcessGroupDistro;
 using BackendOptions = ProcessGroupDistro::Options;
@@ -105,10 +109,11 @@ void load(ModuleSynchroniser& synchroniser, const std::vector<at::Tensor>& refer
 }
 
 std::shared_ptr<Group> join(const c10::intrusive_ptr<c10d::Store>& store, int rank, int world_size,
-                            std::chrono::milliseconds timeout, const StringMap& overrides) {
+                            std::chrono::milliseconds timeout, const StringMap& overrides,
+                            const std::vector<std::string>& devices) {
   distro::c10d_backend::C10dStore blobs(store, timeout);
   const distro::exchange::Identity identity{rank, world_size, timeout,
-                                            distro::c10d_backend::route_to(store)};
+                                            distro::c10d_backend::route_to(store), devices};
   try {
     const auto options =
         distro::exchange::resolve_options(distro::exchange::distro_environment(), overrides);
@@ -169,6 +174,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def_property_readonly("world_size", &Group::world_size)
       .def_property_readonly("bind_address", &Group::bind_address)
       .def_property_readonly("round", &Group::round)
+      .def_property_readonly("own_devices", &Group::own_devices)
       .def_property_readonly("closed", &Group::closed)
       .def_property_readonly("stats_path",
                              [](const Group& group) { return group.options().stats_path; })
@@ -185,7 +191,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
 
   module.def(
       "join", &join, py::arg("store"), py::arg("rank"), py::arg("world_size"), py::arg("timeout"),
-      py::arg("overrides"), release_gil(),
+      py::arg("overrides"), py::arg("devices") = std::vector<std::string>(), release_gil(),
       "Meet the other ranks in the store. Raises OptionError, torch.distributed.DistBackendError.");
 
   py::class_<BackendOptions, c10d::Backend::Options, c10::intrusive_ptr<BackendOptions>>(
@@ -208,6 +214,15 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
     inherited[member.name] = member.reason;
   }
   module.attr("INHERITED_MEMBERS") = inherited;
+
+  py::class_<DeviceDispatch, c10d::Backend, c10::intrusive_ptr<DeviceDispatch>>(module,
+                                                                                "DeviceDispatch")
+      .def(py::init([](const c10::intrusive_ptr<c10d::Backend>& host,
+                       DeviceDispatch::MakeBackend make_device, bool stage_host) {
+             return c10::make_intrusive<DeviceDispatch>(distro::c10d_backend::share(host),
+                                                        std::move(make_device), stage_host);
+           }),
+           py::arg("host"), py::arg("make_device") = py::none(), py::arg("stage_host") = false);
 
   py::class_<ProcessGroupDistro, c10d::Backend, c10::intrusive_ptr<ProcessGroupDistro>>(
       module, "ProcessGroupDistro")
@@ -234,8 +249,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
 
   py::class_<ModuleSynchroniser, std::shared_ptr<ModuleSynchroniser>>(module, "ModuleSynchroniser")
       .def(py::init<const c10::intrusive_ptr<ProcessGroupDistro>&, std::vector<at::Tensor>,
-                    const std::vector<std::string>&>(),
-           py::arg("backend"), py::arg("parameters"), py::arg("names"))
+                    const std::vector<std::string>&, bool>(),
+           py::arg("backend"), py::arg("parameters"), py::arg("names"),
+           py::arg("device_codec") = false)
       .def_static("attach", &ModuleSynchroniser::attach, py::arg("synchroniser"),
                   py::arg("reducer"))
       .def("before_forward", &ModuleSynchroniser::before_forward, release_gil())
@@ -255,4 +271,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def("state", &state_of)
       .def("load", &load, py::arg("reference"), py::arg("residual"), py::arg("exchanges"),
            py::arg("share"));
+
+  distro::bindings::bind_codec(module);
 }

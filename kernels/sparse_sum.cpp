@@ -1,7 +1,5 @@
 #include "kernels/sparse_sum.h"
 
-#include <bit>
-
 namespace distro::kernels {
 
 void SparseSum::add(float weight, std::span<const std::uint16_t> index,
@@ -13,30 +11,18 @@ void SparseSum::add(float weight, std::span<const std::uint16_t> index,
   }
 }
 
-template <class Visit>
-void SparseSum::drain(const Visit& visit) noexcept {
-  for (std::size_t word = 0; word < touched_.size(); ++word) {
-    for (std::uint64_t left = touched_[word]; left != 0; left &= left - 1) {
-      const std::size_t j = word * kWordBits + static_cast<std::size_t>(std::countr_zero(left));
-      visit(j);
-      sum_[j] = 0.0F;
-    }
-    touched_[word] = 0;
-  }
-}
-
 std::uint64_t SparseSum::move_into(float* w, float gain, std::uint64_t first) noexcept {
   std::uint64_t change = 0;
-  drain([&](std::size_t j) {
+  drain([&](std::size_t j, float sum) {
     const float before = w[j];
-    w[j] = before + gain * sum_[j];
+    w[j] = moved(before, gain, sum);
     change += mix(first + j, w[j]) - mix(first + j, before);
   });
   return change;
 }
 
 void SparseSum::take(float* out) noexcept {
-  drain([&](std::size_t j) { out[j] = sum_[j]; });
+  drain([&](std::size_t j, float sum) { out[j] = sum; });
 }
 
 }  // namespace distro::kernels

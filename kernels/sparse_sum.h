@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -9,8 +10,14 @@
 
 namespace distro::kernels {
 
+/// An entry of the reference after an exchange: the one place that says with which operations.
+[[nodiscard]] inline float moved(float before, float gain, float sum) noexcept {
+  return before + gain * sum;
+}
+
 /// The weighted sum of sparse entries in one tile, in fp32 and in the order of the calls. 16.5 KiB,
-/// for the stack; empty after construction, move_into() and take().
+/// for the stack; empty after construction, move_into(),
+/// take() and drain().
 class SparseSum {
  public:
   SparseSum() noexcept = default;
@@ -27,11 +34,20 @@ class SparseSum {
   /// out[j] = sum[j] at every entry that was touched; empties the sum.
   void take(float* out) noexcept;
 
- private:
-  /// Calls visit(j) for every entry that was touched, ascending; empties the sum.
+  /// Calls visit(j, sum[j]) for every entry that was touched, ascending; empties the sum.
   template <class Visit>
-  void drain(const Visit& visit) noexcept;
+  void drain(const Visit& visit) noexcept {
+    for (std::size_t word = 0; word < touched_.size(); ++word) {
+      for (std::uint64_t left = touched_[word]; left != 0; left &= left - 1) {
+        const std::size_t j = word * kWordBits + static_cast<std::size_t>(std::countr_zero(left));
+        visit(j, sum_[j]);
+        sum_[j] = 0.0F;
+      }
+      touched_[word] = 0;
+    }
+  }
 
+ private:
   static constexpr std::size_t kWordBits = 64;
   std::array<float, kTileElements> sum_{};
   std::array<std::uint64_t, kTileElements / kWordBits> touched_{};

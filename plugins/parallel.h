@@ -1,5 +1,7 @@
 #pragma once
 
+#include <oneapi/tbb/task_arena.h>
+
 #include <cstddef>
 
 #if defined(__SANITIZE_THREAD__)
@@ -22,6 +24,12 @@
 #endif
 
 namespace distro::plugins {
+
+/// work() with its tasks in this arena; null: the caller's.
+template <class Work>
+auto in_arena(tbb::task_arena* arena, const Work& work) {
+  return arena == nullptr ? work() : arena->execute(work);
+}
 
 /// task(i) for every i below n, as oneTBB tasks inside the caller's arena; returns when all are
 /// done. An exception of a task is thrown here (one of them, if several throw), and tasks not yet

@@ -1,11 +1,8 @@
 #include "plugins/weights.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <array>
 #include <limits>
-#include <stdexcept>
 #include <utility>
 
 #include "plugins/float_environment.h"
@@ -31,6 +28,7 @@ struct WeightsCodec::State {
   State(Geometry cut, WeightsConfig how)
       : geometry(std::move(cut)),
         kernels(kernels::table(how.isa)),
+        arena(how.arena),
         coder(geometry.layout(), {how.k, how.value_bits}),
         w(geometry.elements()),
         r(geometry.elements()),
@@ -47,8 +45,6 @@ struct WeightsCodec::State {
     const float* restore = nullptr;  ///< share after
   };
 
-  void check(std::span<const TensorView> x) const;
-  void check(const Due& due) const;
   [[nodiscard]] std::optional<std::size_t> find_non_finite(std::span<const TensorView> x);
   /// Per tile: absorb, apply, select, restore. Adds up the checksum; returns the sum of |move|.
   double run(const Pass& pass);
@@ -61,6 +57,7 @@ struct WeightsCodec::State {
 
   Geometry geometry;
   const kernels::KernelTable& kernels;
+  tbb::task_arena* arena;
   RecordCoder coder;
   std::vector<float> w;
   std::vector<float> r;
@@ -71,40 +68,14 @@ struct WeightsCodec::State {
   std::vector<RunResult> results;
 };
 
-void WeightsCodec::State::check(std::span<const TensorView> x) const {
-  if (x.size() != geometry.tensors()) {
-    throw std::invalid_argument(
-        fmt::format("{} tensors given where the codec has {}", x.size(), geometry.tensors()));
-  }
-  for (std::size_t tensor = 0; tensor < x.size(); ++tensor) {
-    const std::size_t expected = geometry.tensor_elements(tensor);
-    if (x[tensor].elements != expected || (x[tensor].data == nullptr && expected > 0)) {
-      throw std::invalid_argument(fmt::format(
-          "tensor {} has {} elements{} where the codec has {}", tensor, x[tensor].elements,
-          x[tensor].data == nullptr ? " at no address" : "", expected));
-    }
-  }
-}
-
-void WeightsCodec::State::check(const Due& due) const {
-  if (due.own >= due.contributions.size()) {
-    throw std::invalid_argument(
-        fmt::format("own contribution {} of {}", due.own, due.contributions.size()));
-  }
-  for (const Contribution& contribution : due.contributions) {
-    if (contribution.record == nullptr ||
-        contribution.record->first.size() != geometry.tiles().size() + 1) {
-      throw std::invalid_argument("a contribution's record is missing or of another geometry");
-    }
-  }
-}
-
 template <class Task>
 void WeightsCodec::State::for_each_run(const Task& task) {
-  parallel_for(geometry.runs().size(), [&](std::size_t run) {
-    const DefaultFloatEnvironment environment;
-    results[run] = {};
-    task(run, results[run]);
+  in_arena(arena, [&] {
+    parallel_for(geometry.runs().size(), [&](std::size_t run) {
+      const DefaultFloatEnvironment environment;
+      results[run] = {};
+      task(run, results[run]);
+    });
   });
 }
 
@@ -179,7 +150,7 @@ Step WeightsCodec::State::step(const Pass& pass) {
   if (geometry.elements() > 0) {
     step.move_mean = moved / static_cast<double>(geometry.elements());
   }
-  step.record = coder.assemble(staging, bits);
+  step.record = in_arena(arena, [&] { return coder.assemble(staging, bits); });
   return step;
 }
 
@@ -191,14 +162,14 @@ WeightsCodec& WeightsCodec::operator=(WeightsCodec&&) noexcept = default;
 
 const Geometry& WeightsCodec::geometry() const noexcept { return state_->geometry; }
 
-std::optional<std::size_t> WeightsCodec::first_non_finite(std::span<const TensorView> x) {
-  state_->check(x);
+std::optional<std::size_t> WeightsCodec::first_non_finite(Views x) {
+  check(state_->geometry, x);
   return state_->find_non_finite(x);
 }
 
-std::optional<std::size_t> WeightsCodec::begin(std::span<const TensorView> x) {
+std::optional<std::size_t> WeightsCodec::begin(Views x) {
   State& state = *state_;
-  state.check(x);
+  check(state.geometry, x);
   if (const auto bad = state.find_non_finite(x)) {
     return bad;
   }
@@ -213,40 +184,41 @@ std::optional<std::size_t> WeightsCodec::begin(std::span<const TensorView> x) {
   return std::nullopt;
 }
 
-Step WeightsCodec::advance(std::span<const TensorView> x, const Due* due, float share_before,
-                           float share_after) {
-  state_->check(x);
+Step WeightsCodec::advance(Views x, const Due* due, float share_before, float share_after) {
+  check(state_->geometry, x);
   if (due != nullptr) {
-    state_->check(*due);
+    check(state_->geometry, *due);
   }
   return state_->step({x, &share_before, due, true, &share_after});
 }
 
-Step WeightsCodec::encode(std::span<const TensorView> x, float share_before) {
-  state_->check(x);
+Step WeightsCodec::encode(Views x, float share_before) {
+  check(state_->geometry, x);
   return state_->step({x, &share_before, nullptr, true, nullptr});
 }
 
-void WeightsCodec::settle(std::span<const TensorView> x, const Due& due, float share_after) {
-  state_->check(x);
-  state_->check(due);
+void WeightsCodec::settle(Views x, const Due& due, float share_after) {
+  check(state_->geometry, x);
+  check(state_->geometry, due);
   state_->run({x, nullptr, &due, false, &share_after});
 }
 
 void WeightsCodec::apply(const Due& due) {
-  state_->check(due);
+  check(state_->geometry, due);
   state_->run({{}, nullptr, &due, false, nullptr});
 }
 
-void WeightsCodec::leave(std::span<const TensorView> x, float share) {
-  state_->check(x);
+void WeightsCodec::leave(Views x, float share) {
+  check(state_->geometry, x);
   state_->run({x, nullptr, nullptr, false, &share});
 }
 
-std::vector<std::byte> WeightsCodec::empty_record() const { return state_->coder.empty(); }
+std::vector<std::byte> WeightsCodec::empty_record() const {
+  return in_arena(state_->arena, [&] { return state_->coder.empty(); });
+}
 
 ParsedRecord WeightsCodec::parse(std::span<const std::byte> body) const {
-  return state_->coder.parse(body);
+  return in_arena(state_->arena, [&] { return state_->coder.parse(body); });
 }
 
 std::uint64_t WeightsCodec::checksum() const noexcept { return state_->checksum; }
@@ -261,45 +233,32 @@ std::span<const float> WeightsCodec::residual(std::size_t tensor) const noexcept
                                       state_->geometry.tensor_elements(tensor));
 }
 
-std::vector<TensorState> WeightsCodec::state(std::span<const TensorView> x, float share) {
+std::vector<TensorState> WeightsCodec::state(Views x, float share) {
   State& state = *state_;
-  state.check(x);
-  std::vector<float> moved = state.r;
-  state.for_each_run([&](std::size_t run, RunResult&) {
-    const TileRun& tiles = state.geometry.runs()[run];
-    for (const Tile& tile : state.geometry.tiles().subspan(tiles.first_tile, tiles.tiles)) {
-      absorb_tile(state.kernels, state.geometry.segments(tile), x, state.w.data() + tile.begin,
-                  moved.data() + tile.begin, share);
-    }
-  });
+  check(state.geometry, x);
   std::vector<TensorState> result;
   for (std::size_t tensor = 0; tensor < state.geometry.tensors(); ++tensor) {
     const auto w = reference(tensor);
-    const auto r = std::span<const float>(moved).subspan(state.geometry.offset(tensor), w.size());
+    const auto r = residual(tensor);
     result.push_back({{w.begin(), w.end()}, {r.begin(), r.end()}});
   }
+  state.for_each_run([&](std::size_t run, RunResult&) {
+    const TileRun& tiles = state.geometry.runs()[run];
+    for (const Tile& tile : state.geometry.tiles().subspan(tiles.first_tile, tiles.tiles)) {
+      for (const Segment& segment : state.geometry.segments(tile)) {
+        TensorState& copy = result[segment.tensor];
+        absorb_segment(state.kernels, segment, x, copy.reference.data() + segment.tensor_begin,
+                       copy.residual.data() + segment.tensor_begin, share);
+      }
+    }
+  });
   return result;
 }
 
 void WeightsCodec::restore_state(std::size_t tensor, std::span<const float> reference,
                                  std::span<const float> residual) {
   State& state = *state_;
-  if (tensor >= state.geometry.tensors()) {
-    throw std::invalid_argument(
-        fmt::format("tensor {} where the codec has {}", tensor, state.geometry.tensors()));
-  }
-  const std::size_t n = state.geometry.tensor_elements(tensor);
-  if (reference.size() != n || residual.size() != n) {
-    throw std::invalid_argument(
-        fmt::format("tensor {} has {} weights; its saved state has {} and {}", tensor, n,
-                    reference.size(), residual.size()));
-  }
-  const auto finite = [&](std::span<const float> values) {
-    return state.kernels.finite(kernels::DType::f32, values.data(), values.size());
-  };
-  if (!finite(reference) || !finite(residual)) {
-    throw std::invalid_argument(fmt::format("the saved state of tensor {} is not finite", tensor));
-  }
+  check_state(state.geometry, state.kernels, tensor, reference, residual);
   const auto at = static_cast<std::ptrdiff_t>(state.geometry.offset(tensor));
   std::copy(reference.begin(), reference.end(), state.w.begin() + at);
   std::copy(residual.begin(), residual.end(), state.r.begin() + at);
@@ -318,6 +277,10 @@ void WeightsCodec::rehash() {
   for (const RunResult& result : state.results) {
     state.checksum += result.checksum;
   }
+}
+
+std::unique_ptr<ModuleCodec> make_host_codec(Geometry geometry, const WeightsConfig& config) {
+  return std::make_unique<WeightsCodec>(std::move(geometry), config);
 }
 
 }  // namespace distro::plugins

@@ -23,15 +23,21 @@ void adopt_tile(const kernels::KernelTable& kernels, std::span<const Segment> se
   }
 }
 
+double absorb_segment(const kernels::KernelTable& kernels, const Segment& segment,
+                      std::span<const TensorView> x, const float* w, float* r,
+                      float share) noexcept {
+  const TensorView& tensor = x[segment.tensor];
+  return kernels
+      .absorb(tensor.dtype, address(tensor, segment.tensor_begin), w, r, segment.elements, share)
+      .absolute_sum;
+}
+
 double absorb_tile(const kernels::KernelTable& kernels, std::span<const Segment> segments,
                    std::span<const TensorView> x, const float* w, float* r, float share) noexcept {
   double moved = 0.0;
   for (const Segment& segment : segments) {
-    const TensorView& tensor = x[segment.tensor];
-    moved += kernels
-                 .absorb(tensor.dtype, address(tensor, segment.tensor_begin),
-                         w + segment.tile_begin, r + segment.tile_begin, segment.elements, share)
-                 .absolute_sum;
+    moved +=
+        absorb_segment(kernels, segment, x, w + segment.tile_begin, r + segment.tile_begin, share);
   }
   return moved;
 }

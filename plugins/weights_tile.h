@@ -8,7 +8,7 @@
 #include "kernels/kernels.h"
 #include "kernels/sparse_sum.h"
 #include "plugins/geometry.h"
-#include "plugins/weights.h"
+#include "plugins/module_codec.h"
 
 /// One tile's part in a step of the `weights` codec. w and r point at the tile's first element.
 namespace distro::plugins {
@@ -21,6 +21,12 @@ std::optional<std::size_t> non_finite_in_tile(const kernels::KernelTable& kernel
 /// W = x rounded to fp32.
 void adopt_tile(const kernels::KernelTable& kernels, std::span<const Segment> segments,
                 std::span<const TensorView> x, float* w) noexcept;
+
+/// R += x - (x as it was left), for one segment; w and r point at the segment's first element.
+/// Returns the sum of |move|.
+double absorb_segment(const kernels::KernelTable& kernels, const Segment& segment,
+                      std::span<const TensorView> x, const float* w, float* r,
+                      float share) noexcept;
 
 /// R += x - (x as it was left). Returns the sum of |move|.
 double absorb_tile(const kernels::KernelTable& kernels, std::span<const Segment> segments,

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <memory>
 
 #include "backend/c10d/inner_backend.h"
@@ -8,12 +10,12 @@
 
 namespace distro::c10d_backend {
 
-/// The synchroniser's exact collectives, by the inner backend, on CPU tensors. 16-bit tensors are
-/// summed in fp32.
+/// The synchroniser's exact collectives, by the inner backend, on tensors of one device. 16-bit
+/// tensors are summed in fp32.
 class InnerCollectives : public exchange::ExactCollectives {
  public:
-  InnerCollectives(InnerBackend inner, std::shared_ptr<exchange::Group> group)
-      : inner_(std::move(inner)), group_(std::move(group)) {}
+  InnerCollectives(InnerBackend inner, std::shared_ptr<exchange::Group> group, at::Device device)
+      : inner_(std::move(inner)), group_(std::move(group)), device_(device) {}
 
   void mean(std::span<const plugins::TensorView> tensors) override;
   void broadcast(std::span<const plugins::TensorView> tensors) override;
@@ -23,10 +25,7 @@ class InnerCollectives : public exchange::ExactCollectives {
 
   const InnerBackend inner_;
   const std::shared_ptr<exchange::Group> group_;
+  const at::Device device_;
 };
-
-/// The torch type of a codec type, and back (empty: not a type that weights mode exchanges).
-at::ScalarType scalar_type(kernels::DType dtype);
-std::optional<kernels::DType> codec_type(at::ScalarType type);
 
 }  // namespace distro::c10d_backend

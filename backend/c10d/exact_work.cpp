@@ -8,11 +8,10 @@
 
 #include "backend/c10d/errors.h"
 #include "backend/c10d/python_lock.h"
+#include "backend/c10d/tensors.h"
 
 namespace distro::c10d_backend {
-namespace {
 
-// Null where the inner Work has no future: it does its last part in wait().
 c10::intrusive_ptr<c10::ivalue::Future> future_of(c10d::Work& work, c10d::OpType operation) {
   if (c10d::isP2POp(operation)) {
     return nullptr;
@@ -23,6 +22,8 @@ c10::intrusive_ptr<c10::ivalue::Future> future_of(c10d::Work& work, c10d::OpType
     return nullptr;
   }
 }
+
+namespace {
 
 c10::intrusive_ptr<c10d::Work> started(exchange::Group& group, const std::string& operation,
                                        const ExactWork::Start& start) {
@@ -87,8 +88,8 @@ ExactWork::ExactWork(const Call& call, std::shared_ptr<exchange::Group> group,
                                                recordFunctionEndCallback_)) {
   const auto inner_future = future_of(*inner_, call.type);
   if (!inner_future) {
-    future_ =
-        c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()));
+    future_ = c10::make_intrusive<c10::ivalue::Future>(
+        c10::ListType::create(c10::TensorType::get()), devices_of(outputs_));
     completed_by_wait_ = true;
     last_act_ = std::move(last_act);
     return;

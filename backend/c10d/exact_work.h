@@ -12,6 +12,11 @@
 
 namespace distro::c10d_backend {
 
+/// The future by which an inner backend's Work completes; null where it has none: it does its last
+/// part in wait().
+[[nodiscard]] c10::intrusive_ptr<c10::ivalue::Future> future_of(c10d::Work& work,
+                                                                c10d::OpType operation);
+
 /// An operation that runs exactly in the inner backend. Adds to the inner Work: errors that name
 /// the rank, a name in the profiler, word of its completion to the group's Operations, and an
 /// optional last act on the outputs (such as the division of AVG, which is done here because the

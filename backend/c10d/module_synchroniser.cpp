@@ -7,9 +7,11 @@
 #include <cmath>
 #include <utility>
 
+#include "backend/c10d/device_codec.h"
 #include "backend/c10d/errors.h"
 #include "backend/c10d/exact_collectives.h"
 #include "backend/c10d/exact_work.h"
+#include "backend/c10d/tensors.h"
 
 namespace distro::c10d_backend {
 namespace {
@@ -22,9 +24,10 @@ std::vector<exchange::TensorSpec> specs(const std::vector<at::Tensor>& parameter
   std::vector<exchange::TensorSpec> result;
   for (std::size_t i = 0; i < parameters.size(); ++i) {
     const auto type = codec_type(parameters[i].scalar_type());
-    TORCH_CHECK_TYPE(
-        type && parameters[i].device().is_cpu() && parameters[i].layout() == at::kStrided,
-        "parameter ", names[i], " is not a dense floating-point tensor on the CPU");
+    TORCH_CHECK_TYPE(type && parameters[i].layout() == at::kStrided &&
+                         parameters[i].device() == parameters[0].device(),
+                     "parameter ", names[i], " is not a dense floating-point tensor on ",
+                     parameters[0].device(), ", as the first one is");
     result.push_back({names[i], *type, parameters[i].sizes().vec()});
   }
   return result;
@@ -50,12 +53,16 @@ class CommHook : public c10d::CommHookInterface {
 
 ModuleSynchroniser::ModuleSynchroniser(const c10::intrusive_ptr<ProcessGroupDistro>& backend,
                                        std::vector<at::Tensor> parameters,
-                                       const std::vector<std::string>& names)
+                                       const std::vector<std::string>& names, bool device_codec)
     : group_(backend->group()),
       inner_(backend->inner()),
       operations_(backend->operations()),
       parameters_(std::move(parameters)),
-      exchange_(group_, specs(parameters_, names)),
+      device_(parameters_.empty() ? at::Device(at::kCPU) : parameters_[0].device()),
+      exchange_(group_, specs(parameters_, names),
+                device_codec || !device_.is_cpu()
+                    ? device_codecs(device_)
+                    : plugins::CodecFactory(plugins::make_host_codec)),
       training_(parameters_.size(), 1) {}
 
 void ModuleSynchroniser::attach(const std::shared_ptr<ModuleSynchroniser>& synchroniser,
@@ -65,7 +72,7 @@ void ModuleSynchroniser::attach(const std::shared_ptr<ModuleSynchroniser>& synch
 
 template <typename Use>
 void ModuleSynchroniser::with_views(Use&& use, bool writes) {
-  const at::NoGradGuard no_grad;
+  const PlainArithmetic plain;
   std::vector<plugins::TensorView> views;
   std::vector<std::pair<at::Tensor, at::Tensor>>
       copies;  // parameters that do not lie in logical order, and their copies
@@ -75,7 +82,7 @@ void ModuleSynchroniser::with_views(Use&& use, bool writes) {
     const auto type = codec_type(parameter.scalar_type());
     const auto& spec = exchange_.tensors()[i];
     TORCH_CHECK(
-        type && parameter.device().is_cpu() && parameter.sizes() == c10::IntArrayRef(spec.shape),
+        type && parameter.device() == device_ && parameter.sizes() == c10::IntArrayRef(spec.shape),
         "parameter ", spec.name,
         " has changed its type, device or shape since the module was wrapped; wrap it again");
     at::Tensor memory = parameter.detach();
@@ -83,7 +90,7 @@ void ModuleSynchroniser::with_views(Use&& use, bool writes) {
       memory = memory.contiguous();
       copies.emplace_back(parameter, memory);
     }
-    views.push_back({memory.data_ptr(), *type, static_cast<std::size_t>(memory.numel())});
+    views.push_back(view_of(memory));
   }
   use(exchange::WeightsExchange::Views(views));
   if (!writes) {
@@ -125,7 +132,7 @@ void ModuleSynchroniser::before_forward() {
     return;
   }
   together("the exchange of weights", [&] {
-    InnerCollectives exact(inner_, group_);
+    InnerCollectives exact(inner_, group_, device_);
     if (!reason_exact_.empty() && (backward_done_ || !exchange_.begun())) {
       with_views([&](exchange::WeightsExchange::Views views) {
         exchange_.stay_exact(views, exact, reason_exact_);
@@ -141,8 +148,6 @@ void ModuleSynchroniser::before_forward() {
       heed_training();
       RECORD_FUNCTION("distro:exchange",
                       std::vector<c10::IValue>(parameters_.begin(), parameters_.end()));
-      heed_edit();
-      heed_training();
       with_views(
           [&](exchange::WeightsExchange::Views views) { exchange_.sync(views, exact, gain()); });
       backward_done_ =
@@ -242,7 +247,7 @@ void ModuleSynchroniser::heed_training() {
 
 void ModuleSynchroniser::average() {
   together("average()", [&] {
-    InnerCollectives exact(inner_, group_);
+    InnerCollectives exact(inner_, group_, device_);
     with_views([&](exchange::WeightsExchange::Views views) {
       if (exact_) {
         exact.mean(views);
@@ -259,7 +264,10 @@ c10::intrusive_ptr<c10::ivalue::Future> ModuleSynchroniser::on_bucket(c10d::Grad
   at::Tensor& buffer = bucket.getBufferRef();
   if (exact_) {
     // With a hook DDP does not divide.
-    buffer.div_(group_->world_size());
+    {
+      const PlainArithmetic plain;
+      buffer.div_(group_->world_size());
+    }
     std::vector<at::Tensor> tensors = {buffer};
     group_->counters().exact.fetch_add(1, std::memory_order_relaxed);
     group_->counters().exact_bytes.fetch_add(buffer.nbytes(), std::memory_order_relaxed);
@@ -276,8 +284,8 @@ c10::intrusive_ptr<c10::ivalue::Future> ModuleSynchroniser::on_bucket(c10d::Grad
     note_training();
     backward_done_ = true;
   }
-  auto future =
-      c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()));
+  auto future = c10::make_intrusive<c10::ivalue::Future>(
+      c10::ListType::create(c10::TensorType::get()), devices_of({buffer}));
   future->markCompleted(c10::IValue(std::vector<at::Tensor>{buffer}));
   return future;
 }

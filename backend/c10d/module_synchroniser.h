@@ -24,10 +24,13 @@ namespace distro::c10d_backend {
 class ModuleSynchroniser {
  public:
   /// `parameters`: the trainable ones, each once, in the same order on all ranks; floating point,
-  /// on the CPU. None where the module is to stay exact. Takes the group's next module ordinal.
-  /// Throws exchange::OptionError where the module is too large for the options.
+  /// all on one device, which may be another on other ranks. None where the module is to stay
+  /// exact. Takes the group's next module ordinal. `device_codec`: for tests, use the codec of
+  /// devices on the CPU, too. Throws exchange::OptionError where the module is too large for the
+  /// options.
   ModuleSynchroniser(const c10::intrusive_ptr<ProcessGroupDistro>& backend,
-                     std::vector<at::Tensor> parameters, const std::vector<std::string>& names);
+                     std::vector<at::Tensor> parameters, const std::vector<std::string>& names,
+                     bool device_codec = false);
 
   /// Register the comm hook that hands every gradient bucket back as it is. Before the first
   /// backward, once.
@@ -91,6 +94,7 @@ class ModuleSynchroniser {
   const InnerBackend inner_;
   const std::shared_ptr<Operations> operations_;
   const std::vector<at::Tensor> parameters_;
+  const at::Device device_;
   exchange::WeightsExchange exchange_;
   std::atomic<bool> backward_done_{false};  // a synchronised backward since the last sync point
   std::atomic<bool> exact_{false};          // agreed

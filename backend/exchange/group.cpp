@@ -51,6 +51,7 @@ Group::Group(const Identity& identity, const Options& options, Meeting meeting)
       options_(options),
       bind_address_(std::move(meeting.bind_address)),
       round_(meeting.round),
+      own_devices_(meeting.own_devices),
       channel_(std::move(meeting.channel)),
       arena_(threads(options, meeting.local_ranks)),
       timeout_(identity.timeout) {

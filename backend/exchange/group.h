@@ -43,6 +43,10 @@ class Group {
   /// rank.
   [[nodiscard]] const std::string& bind_address() const noexcept { return bind_address_; }
 
+  /// Every rank can have an accelerator for itself; the same on all ranks, and false in a group of
+  /// one.
+  [[nodiscard]] bool own_devices() const noexcept { return own_devices_; }
+
   /// How many groups these ranks have made before on the same store and prefix; part of the keys
   /// they use there.
   [[nodiscard]] std::uint64_t round() const noexcept { return round_; }
@@ -95,6 +99,7 @@ class Group {
   const Options options_;
   const std::string bind_address_;
   const std::uint64_t round_;
+  const bool own_devices_;
   Counters counters_;
   const std::unique_ptr<transport::Channel> channel_;  // null in a group of one rank
   std::optional<Mailbox> mailbox_;

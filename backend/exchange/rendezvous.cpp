@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "backend/exchange/placement.h"
 #include "transport/bind.h"
 
 namespace distro::exchange {
@@ -22,7 +23,7 @@ constexpr int kVersion = 1;
 struct Hello {
   int version = 0;
   std::uint64_t group = 0;
-  std::string host;
+  Placement placement;
   StringMap options;
 };
 
@@ -180,18 +181,27 @@ Meeting meet(BlobStore& store, const Identity& identity, const Options& options)
             json{{"version", kVersion},
                  {"group", random_group()},
                  {"host", host},
+                 {"devices", identity.devices},
                  {"options", options.agreed()}});
   std::vector<Hello> hellos;
   for (int rank = 0; rank < identity.world_size; ++rank) {
     hellos.push_back(read(board, "hello", rank, identity, [](const json& blob) {
-      return Hello{blob.at("version"), blob.at("group"), blob.at("host"), blob.at("options")};
+      return Hello{blob.at("version"),
+                   blob.at("group"),
+                   {blob.at("host"), blob.at("devices")},
+                   blob.at("options")};
     }));
   }
   compare(hellos);
 
-  const auto local = std::ranges::count(hellos, host, &Hello::host);
+  std::vector<Placement> placements;
+  for (const auto& hello : hellos) {
+    placements.push_back(hello.placement);
+  }
+  const auto local = std::ranges::count(placements, host, &Placement::host);
   Meeting meeting;
   meeting.round = board.round();
+  meeting.own_devices = each_can_have_its_own(placements);
   meeting.local_ranks = static_cast<int>(std::max<std::ptrdiff_t>(local, 1));
   const bool one_host = local == static_cast<std::ptrdiff_t>(hellos.size());
   const auto config = channel_config(identity, options, hellos.front().group, one_host);

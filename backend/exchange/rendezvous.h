@@ -28,12 +28,15 @@ struct Identity {
   int world_size = 1;
   std::chrono::milliseconds timeout{};
   std::string route;  ///< Address of this host on the way to the store; empty: unknown.
+  /// Accelerators that this rank's collective library may use, by names unique on the host.
+  std::vector<std::string> devices = {};
 };
 
 /// A group whose ranks have met: same version, same options.
 struct Meeting {
   std::unique_ptr<transport::Channel> channel;  ///< Open and connecting.
   int local_ranks = 1;                          ///< Ranks on this host, this one included.
+  bool own_devices = false;                     ///< Every rank can have an accelerator for itself.
   std::uint64_t round = 0;   ///< Groups that these ranks made before on the same store and prefix.
   std::string bind_address;  ///< Address of this host that peers may reach.
 };

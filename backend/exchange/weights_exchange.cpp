@@ -23,8 +23,8 @@ constexpr std::uint64_t kStepsToKnowUsual = 10;
 // A peer may be two records ahead, and all that is kept of one peer has a bound.
 constexpr std::size_t kLargestRecordBytes = kMaxStoredBytes / 2 - kEnvelopeBytes - 4096;
 
-plugins::WeightsConfig config_of(const Options& options) {
-  return {options.k, options.value_bits, options.isa};
+plugins::WeightsConfig config_of(const Options& options, tbb::task_arena& arena) {
+  return {options.k, options.value_bits, options.isa, &arena};
 }
 
 // The tiles of a module whose records all ranks can keep. Before any memory is taken for it.
@@ -60,10 +60,12 @@ struct WeightsExchange::Exchange {
   }
 };
 
-WeightsExchange::WeightsExchange(std::shared_ptr<Group> group, std::vector<TensorSpec> tensors)
+WeightsExchange::WeightsExchange(std::shared_ptr<Group> group, std::vector<TensorSpec> tensors,
+                                 const plugins::CodecFactory& make_codec)
     : group_(std::move(group)),
       ranks_(group_, std::move(tensors)),
-      codec_(checked_geometry(group_->options(), ranks_.tensors()), config_of(group_->options())) {}
+      codec_(make_codec(checked_geometry(group_->options(), ranks_.tensors()),
+                        config_of(group_->options(), group_->arena()))) {}
 
 WeightsExchange::~WeightsExchange() { group_->forget(ordinal()); }
 
@@ -111,13 +113,11 @@ void WeightsExchange::stay_exact(Views x, ExactCollectives& exact, const std::st
 
 void WeightsExchange::begin_locked(Views x, ExactCollectives& exact) {
   const auto adopt = [&] {
-    std::optional<std::size_t> non_finite;
-    group_->arena().execute([&] { non_finite = codec_.begin(x); });
     share_left_ = 0.0F;  // R = 0: any share gives the same x
-    return non_finite;
+    return codec_->begin(x);
   };
   const auto non_finite = loaded_ ? std::nullopt : adopt();
-  sent_.checksum = codec_.checksum();
+  sent_.checksum = codec_->checksum();
   const auto letters = ranks_.introduce(sent_, non_finite);
   std::vector<int> strangers;  // ranks whose reference is not rank 0's
   const auto checksum_of = [&](int rank) {
@@ -157,14 +157,15 @@ void WeightsExchange::stay_exact_locked(Views x, ExactCollectives& exact,
     exact.mean(x);
   }
   // W and R are not needed any more.
-  codec_ = plugins::WeightsCodec(plugins::Geometry({}), config_of(group_->options()));
+  codec_ = plugins::make_host_codec(plugins::Geometry({}),
+                                    config_of(group_->options(), group_->arena()));
   publish();
 }
 
 // A module's part of the group's checksum stays when the module goes: ranks let go of it at
 // different times. A sum, so that the order of modules does not matter.
 void WeightsExchange::publish() {
-  const std::uint64_t checksum = codec_.checksum();
+  const std::uint64_t checksum = codec_->checksum();
   group_->counters().reference_checksum.fetch_add(checksum - std::exchange(published_, checksum),
                                                   std::memory_order_relaxed);
 }
@@ -201,7 +202,7 @@ WeightsExchange::Exchange WeightsExchange::collect() {
         return;
       }
       try {
-        exchange.records[peer] = codec_.parse(letters[peer].opened.body);
+        exchange.records[peer] = codec_->parse(letters[peer].opened.body);
       } catch (const plugins::RecordError& error) {
         errors[peer] = error.what();
       }
@@ -231,9 +232,7 @@ void WeightsExchange::send_step(std::uint16_t flags, std::span<const std::byte> 
 
 void WeightsExchange::take_mean(Views x, ExactCollectives& exact) {
   exact.mean(x);
-  std::optional<std::size_t> non_finite;
-  group_->arena().execute([&] { non_finite = codec_.begin(x); });
-  if (non_finite) {
+  if (const auto non_finite = codec_->begin(x)) {
     throw ExchangeError(
         fmt::format("rank {}: the mean of the ranks' weights is not finite (inf or nan) in "
                     "parameter {} at {}: some "
@@ -269,22 +268,20 @@ plugins::Step WeightsExchange::encode(Views x, const Exchange* due) {
     work = {contributions, static_cast<std::size_t>(group_->rank()), due->gain};
   }
   plugins::Step step;
-  group_->arena().execute([&] {
-    if (marked_) {
-      // x is the script's: leave it alone until all take the mean.
-      if (work) {
-        codec_.apply(*work);
-      }
-      step.record = codec_.empty_record();
-    } else if (group_->options().delay == 1) {
-      step = codec_.advance(x, work ? &*work : nullptr, share_left_, share());
-    } else {
-      step = codec_.encode(x, share_left_);
+  if (marked_) {
+    // x is the script's: leave it alone until all take the mean.
+    if (work) {
+      codec_->apply(*work);
     }
-    if (!step.non_finite) {
-      own_ = codec_.parse(step.record);
-    }
-  });
+    step.record = codec_->empty_record();
+  } else if (group_->options().delay == 1) {
+    step = codec_->advance(x, work ? &*work : nullptr, share_left_, share());
+  } else {
+    step = codec_->encode(x, share_left_);
+  }
+  if (!step.non_finite) {
+    own_ = codec_->parse(step.record);
+  }
   return step;
 }
 
@@ -292,7 +289,7 @@ void WeightsExchange::settle(Views x, const Exchange& now) {
   const Stopwatch stopwatch(group_->counters().encode_nanoseconds);
   const auto contributions = now.contributions();
   const plugins::Due work{contributions, static_cast<std::size_t>(group_->rank()), now.gain};
-  group_->arena().execute([&] { codec_.settle(x, work, share()); });
+  codec_->settle(x, work, share());
 }
 
 void WeightsExchange::sync_locked(Views x, ExactCollectives& exact, float gain) {
@@ -307,12 +304,12 @@ void WeightsExchange::sync_locked(Views x, ExactCollectives& exact, float gain) 
   if (resync) {
     group_->counters().resyncs.fetch_add(1, std::memory_order_relaxed);
     take_mean(x, exact);
-    step.record = codec_.empty_record();
-    own_ = codec_.parse(step.record);
+    step.record = codec_->empty_record();
+    own_ = codec_->parse(step.record);
   } else {
     step = encode(x, due ? &*due : nullptr);
   }
-  sent_.checksum = codec_.checksum();
+  sent_.checksum = codec_->checksum();
   if (step.non_finite) {
     send_step(kNonFinite, non_finite_body(*step.non_finite));
     ranks_.fail_non_finite(*step.non_finite, sent_.exchange);
@@ -342,8 +339,7 @@ void WeightsExchange::mark() {
 }
 
 void WeightsExchange::average_locked(Views x, ExactCollectives& exact) {
-  std::optional<std::size_t> non_finite;
-  group_->arena().execute([&] { non_finite = codec_.first_non_finite(x); });
+  const auto non_finite = codec_->first_non_finite(x);
   ranks_.send(MessageKind::average, non_finite ? kNonFinite : std::uint16_t{0},
               {.exchange = sent_.exchange, .gain = kGainUnknown, .checksum = sent_.checksum},
               non_finite ? non_finite_body(*non_finite) : std::vector<std::byte>{});
@@ -362,7 +358,7 @@ bool WeightsExchange::begun() const {
 
 std::uint64_t WeightsExchange::checksum() const {
   const std::lock_guard lock(mutex_);
-  return codec_.checksum();
+  return codec_->checksum();
 }
 
 std::uint64_t WeightsExchange::exchanges() const {
@@ -373,9 +369,7 @@ std::uint64_t WeightsExchange::exchanges() const {
 ModuleState WeightsExchange::state(Views x) {
   const std::lock_guard lock(mutex_);
   ModuleState state{{}, {}, sent_.exchange, share_left_};
-  std::vector<plugins::TensorState> by_tensor;
-  group_->arena().execute([&] { by_tensor = codec_.state(x, share_left_); });
-  for (auto& tensor : by_tensor) {
+  for (auto& tensor : codec_->state(x, share_left_)) {
     state.reference.push_back(std::move(tensor.reference));
     state.residual.push_back(std::move(tensor.residual));
   }
@@ -401,12 +395,10 @@ void WeightsExchange::load(const ModuleState& state, Views x) {
                                       group_->rank(), tensors()[tensor].name,
                                       tensors()[tensor].elements()));
     }
-    codec_.restore_state(tensor, state.reference[tensor], state.residual[tensor]);
+    codec_->restore_state(tensor, state.reference[tensor], state.residual[tensor]);
   }
-  group_->arena().execute([&] {
-    codec_.rehash();
-    codec_.leave(x, state.share);
-  });
+  codec_->rehash();
+  codec_->leave(x, state.share);
   sent_.exchange = state.exchanges;
   share_left_ = state.share;
   loaded_ = true;

@@ -38,9 +38,11 @@ class WeightsExchange {
   using Views = std::span<const plugins::TensorView>;
 
   /// Takes the group's next module ordinal. No tensors: the module is only introduced
-  /// (stay_exact). Throws OptionError, naming the option, where a record could be larger than the
-  /// ranks can keep for each other.
-  WeightsExchange(std::shared_ptr<Group> group, std::vector<TensorSpec> tensors);
+  /// (stay_exact). `make_codec`: where W and R lie and x does; views of x are then of that memory.
+  /// Throws OptionError, naming the option, where a record could be larger than the ranks can keep
+  /// for each other.
+  WeightsExchange(std::shared_ptr<Group> group, std::vector<TensorSpec> tensors,
+                  const plugins::CodecFactory& make_codec = plugins::make_host_codec);
   ~WeightsExchange();
   WeightsExchange(const WeightsExchange&) = delete;
   WeightsExchange& operator=(const WeightsExchange&) = delete;
@@ -113,7 +115,7 @@ class WeightsExchange {
 
   mutable std::mutex mutex_;  // guards everything below
   Correspondence ranks_;
-  plugins::WeightsCodec codec_;
+  std::unique_ptr<plugins::ModuleCodec> codec_;
   std::exception_ptr failed_;  // the first error of a collective function
   bool begun_ = false;
   bool loaded_ = false;        // W and R come from a checkpoint

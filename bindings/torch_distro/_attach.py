@@ -196,8 +196,10 @@ def _why_exact(module: DistributedDataParallel, group: Any) -> str:  # noqa: ANN
     for name, parameter in named:
         if hasattr(parameter, "_in_backward_optimizers"):
             return f"the optimizer of {name} steps inside backward"
-        if parameter.device.type != "cpu":
-            return f"parameter {name} is on {parameter.device}, which is not available yet"
+        if parameter.device.type not in ("cpu", "cuda"):
+            return f"parameter {name} is on {parameter.device}: neither the CPU nor CUDA"
+        if parameter.device != named[0][1].device:
+            return f"{named[0][0]} is on {named[0][1].device} and {name} on {parameter.device}"
         if parameter.dtype not in _FLOATS or parameter.layout != torch.strided:
             return f"parameter {name} is {parameter.dtype}, {parameter.layout}"
     return ""

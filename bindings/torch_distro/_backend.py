@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import os
 import warnings
 from typing import Any
 
@@ -75,13 +73,11 @@ def make(store: dist.Store, rank: int, size: int, options: Any) -> Any:  # noqa:
         ValueError, torch.distributed.DistBackendError: as :func:`create`.
     """
     core = extension()
-    from torch_distro import _attach, _sharded, _stats
+    from torch_distro import _attach, _inner, _sharded, _stats
 
-    timeout = options._timeout
-    handle = core.join(store, rank, size, timeout, options.overrides)
+    handle = core.join(store, rank, size, options._timeout, options.overrides, _inner.devices())
     try:
-        inner = _gloo(dist.PrefixStore(f"distro/{handle.round}/gloo", store), handle, timeout)
-        backend = core.ProcessGroupDistro(handle, inner, options)
+        backend = core.ProcessGroupDistro(handle, _inner.make(store, handle, options), options)
     except BaseException:
         handle.close()
         raise
@@ -89,26 +85,3 @@ def make(store: dist.Store, rank: int, size: int, options: Any) -> Any:  # noqa:
     _attach.install()
     _sharded.install()
     return backend
-
-
-def _gloo(store: dist.Store, handle: Any, timeout: datetime.timedelta) -> dist.ProcessGroupGloo:  # noqa: ANN401
-    """The backend of what stays exact, on the same address as the exchange."""
-    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-    options._timeout = timeout
-    options._devices = [_gloo_device(handle.bind_address or "127.0.0.1")]
-    options._threads = 2
-    return dist.ProcessGroupGloo(store, handle.rank, handle.world_size, options)
-
-
-def _gloo_device(address: str) -> Any:  # noqa: ANN401 - a type that torch does not export
-    if "GLOO_SOCKET_IFNAME" in os.environ:
-        return dist.ProcessGroupGloo.create_default_device()
-    if address in _interfaces():
-        return dist.ProcessGroupGloo.create_device(interface=address)
-    return dist.ProcessGroupGloo.create_device(hostname=address)
-
-
-def _interfaces() -> set[str]:
-    import socket
-
-    return {name for _, name in socket.if_nameindex()}

@@ -10,13 +10,14 @@ namespace distro::exchange {
 /// A memory fault: weights of W change behind the codec's back.
 struct WeightsExchangeTestAccess {
   static void damage(WeightsExchange& exchange) {
-    const auto reference = exchange.codec_.reference(0);
-    const auto residual = exchange.codec_.residual(0);
+    auto& codec = dynamic_cast<plugins::WeightsCodec&>(*exchange.codec_);
+    const auto reference = codec.reference(0);
+    const auto residual = codec.residual(0);
     std::vector<float> damaged(reference.begin(), reference.end());
     for (auto& weight : damaged) {
       weight += 1e-3F;
     }
-    exchange.codec_.restore_state(0, damaged, std::vector<float>(residual.begin(), residual.end()));
+    codec.restore_state(0, damaged, std::vector<float>(residual.begin(), residual.end()));
   }
 };
 

@@ -1,0 +1,86 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "backend/c10d/device_layout.h"
+#include "plugins/module_codec.h"
+#include "plugins/record_coder.h"
+
+namespace distro::c10d_backend {
+
+/// The `weights` mode codec of a module whose parameters lie on one device: W and R lie there, and
+/// every dense operation runs there, by ATen, on the caller's current stream. To the host go the
+/// selected entries only, and W at the entries that an exchange touches.
+///
+/// Writes the same records as plugins::WeightsCodec, and holds the same bits of W: what changes W
+/// is computed on the host by the same functions, in participant order, and the device only stores
+/// it. The dense operations are single multiplications, additions and roundings, each in a kernel
+/// of its own, so that no compiler can contract them (ADR 0013).
+///
+/// Device-independent: on the CPU device it is an (unhurried) host codec, which is how it is
+/// tested.
+class DeviceCodec final : public plugins::ModuleCodec {
+ public:
+  DeviceCodec(plugins::Geometry geometry, const plugins::WeightsConfig& config, at::Device device);
+
+  [[nodiscard]] const plugins::Geometry& geometry() const noexcept override { return geometry_; }
+  [[nodiscard]] std::optional<std::size_t> first_non_finite(Views x) override;
+  std::optional<std::size_t> begin(Views x) override;
+  plugins::Step advance(Views x, const plugins::Due* due, float share_before,
+                        float share_after) override;
+  plugins::Step encode(Views x, float share_before) override;
+  void settle(Views x, const plugins::Due& due, float share_after) override;
+  void apply(const plugins::Due& due) override;
+  void leave(Views x, float share) override;
+  [[nodiscard]] std::vector<std::byte> empty_record() const override;
+  [[nodiscard]] plugins::ParsedRecord parse(std::span<const std::byte> body) const override;
+  [[nodiscard]] std::uint64_t checksum() const noexcept override { return checksum_; }
+  [[nodiscard]] std::vector<plugins::TensorState> state(Views x, float share) override;
+  void restore_state(std::size_t tensor, std::span<const float> reference,
+                     std::span<const float> residual) override;
+  void rehash() override;
+
+ private:
+  /// What an exchange touches in one run of tiles, ascending.
+  struct Touched {
+    std::vector<std::int64_t> slot;
+    std::vector<float> sum;
+    std::uint64_t checksum = 0;  ///< Change.
+  };
+
+  /// residual += what the optimizer did. Returns the sum of |move|, a scalar on the device.
+  [[nodiscard]] at::Tensor absorb(Views x, float share, const at::Tensor& residual) const;
+  void restore(Views x, float share) const;
+  void move_reference(const plugins::Due& due);
+  void take_from_residual(const plugins::ParsedRecord& own);
+  /// The largest entries of R by tile, as keys [tiles, k] on the device (see the source).
+  [[nodiscard]] at::Tensor select() const;
+  [[nodiscard]] std::vector<std::byte> write(const at::Tensor& keys);
+  [[nodiscard]] plugins::Step finish(const at::Tensor& keys, const at::Tensor& moved);
+  template <class Task>
+  void for_each_run(const Task& task) const;
+
+  const plugins::Geometry geometry_;
+  const plugins::WeightsConfig config_;
+  const plugins::RecordCoder coder_;
+  const DeviceLayout layout_;
+  const at::Device device_;
+  at::Tensor w_;     // [slots] fp32
+  at::Tensor r_;     // [slots] fp32
+  at::Tensor lane_;  // [4096] int64: a key's part that says which entry of the tile
+  std::uint64_t checksum_ = 0;
+  std::vector<std::byte> staging_;
+  std::vector<std::size_t> bits_;
+  std::vector<Touched> touched_;  // by run
+};
+
+/// The factory of codecs on a device.
+[[nodiscard]] plugins::CodecFactory device_codecs(at::Device device);
+
+}  // namespace distro::c10d_backend

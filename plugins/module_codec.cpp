@@ -1,0 +1,57 @@
+#include "plugins/module_codec.h"
+
+#include <fmt/format.h>
+
+#include <stdexcept>
+
+namespace distro::plugins {
+
+void check(const Geometry& geometry, std::span<const TensorView> x) {
+  if (x.size() != geometry.tensors()) {
+    throw std::invalid_argument(
+        fmt::format("{} tensors given where the codec has {}", x.size(), geometry.tensors()));
+  }
+  for (std::size_t tensor = 0; tensor < x.size(); ++tensor) {
+    const std::size_t expected = geometry.tensor_elements(tensor);
+    if (x[tensor].elements != expected || (x[tensor].data == nullptr && expected > 0)) {
+      throw std::invalid_argument(fmt::format(
+          "tensor {} has {} elements{} where the codec has {}", tensor, x[tensor].elements,
+          x[tensor].data == nullptr ? " at no address" : "", expected));
+    }
+  }
+}
+
+void check(const Geometry& geometry, const Due& due) {
+  if (due.own >= due.contributions.size()) {
+    throw std::invalid_argument(
+        fmt::format("own contribution {} of {}", due.own, due.contributions.size()));
+  }
+  for (const Contribution& contribution : due.contributions) {
+    if (contribution.record == nullptr ||
+        contribution.record->first.size() != geometry.tiles().size() + 1) {
+      throw std::invalid_argument("a contribution's record is missing or of another geometry");
+    }
+  }
+}
+
+void check_state(const Geometry& geometry, const kernels::KernelTable& kernels, std::size_t tensor,
+                 std::span<const float> reference, std::span<const float> residual) {
+  if (tensor >= geometry.tensors()) {
+    throw std::invalid_argument(
+        fmt::format("tensor {} where the codec has {}", tensor, geometry.tensors()));
+  }
+  const std::size_t n = geometry.tensor_elements(tensor);
+  if (reference.size() != n || residual.size() != n) {
+    throw std::invalid_argument(
+        fmt::format("tensor {} has {} weights; its saved state has {} and {}", tensor, n,
+                    reference.size(), residual.size()));
+  }
+  const auto finite = [&](std::span<const float> values) {
+    return kernels.finite(kernels::DType::f32, values.data(), values.size());
+  };
+  if (!finite(reference) || !finite(residual)) {
+    throw std::invalid_argument(fmt::format("the saved state of tensor {} is not finite", tensor));
+  }
+}
+
+}  // namespace distro::plugins

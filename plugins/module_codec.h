@@ -1,0 +1,133 @@
+#pragma once
+
+#include <oneapi/tbb/task_arena.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "kernels/kernels.h"
+#include "plugins/geometry.h"
+#include "plugins/record.h"
+#include "plugins/tensor_view.h"
+
+namespace distro::plugins {
+
+/// How the codec of one module works; the same on all ranks but for isa and arena, which change no
+/// bit.
+struct WeightsConfig {
+  std::uint32_t k = 6;           ///< Entries kept per 4096.
+  std::uint32_t value_bits = 1;  ///< 1: sign x shared scale; 32: exact fp32 values.
+  kernels::Isa isa = kernels::Isa::scalar;
+  tbb::task_arena* arena = nullptr;  ///< Where its tasks run; null: the caller's. Outlives it.
+};
+
+/// An exchange that is due: what every participant sent, in participant order.
+struct Due {
+  std::span<const Contribution> contributions;
+  std::size_t own = 0;  ///< Which contribution is this participant's.
+  float gain = 1.0F;    ///< W += gain * sum of weight * q.
+};
+
+/// What one step saw and made.
+struct Step {
+  std::vector<std::byte> record;  ///< The record's body, ready for the wire.
+  double move_mean = 0.0;         ///< Mean |move| over all weights.
+  /// First tensor with a non-finite weight. Then the record is empty and W, R and x are as they
+  /// were.
+  std::optional<std::size_t> non_finite;
+};
+
+/// W and R of one tensor, in its element order.
+struct TensorState {
+  std::vector<float> reference;
+  std::vector<float> residual;
+};
+
+/// What the engine needs of a `weights` mode codec, wherever the weights lie: the reference W and
+/// the residual R of one module on one rank, and the records that change them. Implementations
+/// write and read the same records, and hold the same bits of W, so that ranks of one group may
+/// use different ones.
+///
+/// State, fp32, one value a weight: W, the same bits on every rank; R, what this participant moved
+/// that is not in W yet, *entries in flight included* (they leave R when their exchange is
+/// applied), so that between calls x = W + share * R holds for every entry whatever the delay.
+///
+/// Calls run on the caller's thread, with tasks in the config's arena. Not thread-safe but for
+/// parse(): one call at a time. No call changes W but begin(), settle(), apply(), advance() and
+/// restore_state(), and those only by what all ranks know, in participant order.
+/// std::invalid_argument where tensors, records or a state do not fit the geometry.
+class ModuleCodec {
+ public:
+  using Views = std::span<const TensorView>;
+
+  ModuleCodec() = default;
+  virtual ~ModuleCodec() = default;
+
+  [[nodiscard]] virtual const Geometry& geometry() const noexcept = 0;
+
+  /// The first tensor with a non-finite weight (kernels::kLargestWeight and more count as such).
+  [[nodiscard]] virtual std::optional<std::size_t> first_non_finite(Views x) = 0;
+
+  /// W = x rounded to fp32, R = 0. Returns the first tensor with a non-finite weight, if any (W is
+  /// then as it was).
+  virtual std::optional<std::size_t> begin(Views x) = 0;
+
+  /// Delay 1, one pass: absorb the optimizer's move (x was left at W + share_before * R), apply the
+  /// exchange that is due (null: none), select and encode, leave x = W + share_after * R.
+  virtual Step advance(Views x, const Due* due, float share_before, float share_after) = 0;
+
+  /// Delay 0, first half: absorb, select and encode. x is not written.
+  virtual Step encode(Views x, float share_before) = 0;
+
+  /// Delay 0, second half: apply the exchange, leave x = W + share_after * R.
+  virtual void settle(Views x, const Due& due, float share_after) = 0;
+
+  /// Apply the exchange that is due to W and R, reading and writing no x (the script has
+  /// overwritten it).
+  virtual void apply(const Due& due) = 0;
+
+  /// x = W + share * R.
+  virtual void leave(Views x, float share) = 0;
+
+  /// The body of a record that sends nothing.
+  [[nodiscard]] virtual std::vector<std::byte> empty_record() const = 0;
+
+  /// Check and unpack a record body that a peer sent (or the own one). Throws RecordError on any
+  /// malformed byte.
+  [[nodiscard]] virtual ParsedRecord parse(std::span<const std::byte> body) const = 0;
+
+  /// Checksum over all of W, kept up to date entry by entry.
+  [[nodiscard]] virtual std::uint64_t checksum() const noexcept = 0;
+
+  /// W and R by tensor, R with what the optimizer has moved since x was left at W + share * R.
+  [[nodiscard]] virtual std::vector<TensorState> state(Views x, float share) = 0;
+
+  /// Replace W and R of a tensor (a per-rank resume); call rehash() after the last one.
+  virtual void restore_state(std::size_t tensor, std::span<const float> reference,
+                             std::span<const float> residual) = 0;
+  /// Compute the checksum anew.
+  virtual void rehash() = 0;
+
+ protected:
+  ModuleCodec(const ModuleCodec&) = default;
+  ModuleCodec(ModuleCodec&&) = default;
+  ModuleCodec& operator=(const ModuleCodec&) = default;
+  ModuleCodec& operator=(ModuleCodec&&) = default;
+};
+
+/// Checks of what a caller gives a codec of this geometry. They throw std::invalid_argument.
+void check(const Geometry& geometry, std::span<const TensorView> x);
+void check(const Geometry& geometry, const Due& due);
+void check_state(const Geometry& geometry, const kernels::KernelTable& kernels, std::size_t tensor,
+                 std::span<const float> reference, std::span<const float> residual);
+
+/// Makes the codec of a module whose tensors have this geometry.
+using CodecFactory =
+    std::function<std::unique_ptr<ModuleCodec>(Geometry geometry, const WeightsConfig& config)>;
+
+}  // namespace distro::plugins

@@ -1,0 +1,212 @@
+"""The codec of devices, on the CPU device: the records and reference of the host's, bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch_distro
+from models import batches, flat, train, wrapped
+from ranks import run
+from torch_distro._extension import extension
+
+RANKS = 3
+GAIN = 1.7
+SHARE = 0.45
+
+# Whole and partial tiles, a pool of several tiles, 0-d, empty.
+SHAPES = [(70, 130), (130,), (), (4096,), (0,), (3000,), (5000,), (17,), (3, 24000)]
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class Ranks:
+    """Ranks whose codecs exchange records in memory; each step is a random move of each rank."""
+
+    def __init__(
+        self,
+        device: torch.device | None,
+        dtypes: list[torch.dtype],
+        k: int,
+        value_bits: int,
+        ranks: int = RANKS,
+    ) -> None:
+        self.generator = torch.Generator().manual_seed(7)
+        start = [
+            torch.randn(shape, generator=self.generator).to(dtype)
+            for shape, dtype in zip(SHAPES, dtypes, strict=True)
+        ]
+        self.x = [[tensor.clone() for tensor in start] for _ in range(ranks)]
+        self.make = lambda: extension().Codec(
+            [tensor.numel() for tensor in start], k, value_bits, device
+        )
+        self.codecs = [self.make() for _ in range(ranks)]
+        for codec, x in zip(self.codecs, self.x, strict=True):
+            assert codec.begin(x) is None
+        self.in_flight: list[bytes] | None = None
+        self.log: list[Any] = []
+
+    def move(self, step: int) -> None:
+        for x in self.x:
+            for tensor in x:
+                move = torch.randn(tensor.shape, generator=self.generator) * 0.01
+                if step == 1:
+                    move = move.sign() * 0.01  # as Adam's first step: nothing but ties
+                if step == 2:
+                    move[tensor.abs() > 1] = 0  # fewer entries than a tile may keep
+                tensor.add_(move.to(tensor.dtype))
+
+    def due(self, own: int) -> tuple[list[bytes], int, float] | None:
+        return None if self.in_flight is None else (self.in_flight, own, GAIN)
+
+    def step(self, step: int, delay: int) -> None:
+        self.move(step)
+        if delay == 1:
+            outcomes = [
+                codec.advance(x, self.due(rank), SHARE, SHARE)
+                for rank, (codec, x) in enumerate(zip(self.codecs, self.x, strict=True))
+            ]
+        else:
+            outcomes = [
+                codec.encode(x, SHARE) for codec, x in zip(self.codecs, self.x, strict=True)
+            ]
+        self.in_flight = [record for record, _ in outcomes]
+        if delay == 0:
+            for rank, (codec, x) in enumerate(zip(self.codecs, self.x, strict=True)):
+                codec.settle(x, self.due(rank), SHARE)
+        self.note(outcomes)
+
+    def note(self, outcomes: list[Any]) -> None:
+        checksums = {codec.checksum for codec in self.codecs}
+        assert len(checksums) == 1
+        weights = [tensor.clone() for x in self.x for tensor in x]
+        self.log.append((checksums, [record for record, _ in outcomes], weights))
+
+
+def _same(host: Ranks, device: Ranks) -> None:
+    for step, (expected, actual) in enumerate(zip(host.log, device.log, strict=True)):
+        assert expected[0] == actual[0], f"reference at step {step}"
+        assert expected[1] == actual[1], f"records at step {step}"
+        for left, right in zip(expected[2], actual[2], strict=True):
+            assert torch.equal(left, right), f"weights at step {step}"
+
+
+@pytest.mark.parametrize("delay", [0, 1])
+@pytest.mark.parametrize(
+    ("k", "value_bits", "dtypes"),
+    [
+        (6, 1, [torch.float32] * len(SHAPES)),
+        (64, 32, [FLOATS[i % 4] for i in range(len(SHAPES))]),
+        (64, 1, [torch.bfloat16] * len(SHAPES)),
+        (4096, 32, [torch.float64] * len(SHAPES)),
+        (4096, 1, [FLOATS[(i * 3 + 2) % 4] for i in range(len(SHAPES))]),
+    ],
+)
+def test_records_reference_and_weights_are_those_of_the_host_codec(
+    delay: int, k: int, value_bits: int, dtypes: list[torch.dtype]
+) -> None:
+    kinds = [Ranks(device, dtypes, k, value_bits) for device in (None, torch.device("cpu"))]
+    for ranks in kinds:
+        for step in range(12):
+            ranks.step(step, delay)
+    _same(*kinds)
+
+
+def test_a_marked_step_a_state_and_a_resume_are_those_of_the_host_codec() -> None:
+    dtypes = [FLOATS[i % 4] for i in range(len(SHAPES))]
+    states = []
+    for device in (None, torch.device("cpu")):
+        ranks = Ranks(device, dtypes, 6, 1)
+        for step in range(3):
+            ranks.step(step, delay=1)
+        for rank, codec in enumerate(ranks.codecs):
+            codec.apply(ranks.due(rank))  # x is the script's
+        ranks.move(3)
+        checksum = ranks.codecs[0].checksum
+        saved = ranks.codecs[1].state(ranks.x[1], SHARE)
+        resumed = ranks.make()
+        resumed.restore_state(saved)
+        assert resumed.checksum == checksum
+        x = [torch.zeros_like(tensor) for tensor in ranks.x[1]]
+        resumed.leave(x, SHARE)
+        record, move = resumed.advance(x, None, SHARE, SHARE)
+        assert move < 1e-6
+        states.append((checksum, saved, record, resumed.empty_record(), x))
+    assert states[0][:4] == states[1][:4]
+    for left, right in zip(states[0][4], states[1][4], strict=True):
+        assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -(2.0**101)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_non_finite_weight_is_named_and_nothing_changes(bad: float, dtype: torch.dtype) -> None:
+    ranks = Ranks(torch.device("cpu"), [dtype] * len(SHAPES), 6, 1)
+    codec, x = ranks.codecs[0], ranks.x[0]
+    checksum, state = codec.checksum, codec.state(x, SHARE)
+    broken = [tensor.clone() for tensor in x]
+    broken[6][4321] = bad
+    broken[7][3] = bad
+    assert codec.advance(broken, None, SHARE, SHARE) == 6
+    assert codec.encode(broken, SHARE) == 6
+    assert codec.begin(broken) == 6
+    assert codec.checksum == checksum
+    assert codec.state(x, SHARE) == state
+
+
+def test_tensors_that_do_not_fit_are_refused() -> None:
+    ranks = Ranks(torch.device("cpu"), [torch.float32] * len(SHAPES), 6, 1)
+    with pytest.raises(ValueError, match="elements"):
+        ranks.codecs[0].encode([tensor.flatten()[:1] for tensor in ranks.x[0]], SHARE)
+
+
+def _use_device_codec() -> None:
+    """Give the modules of this process the codec of devices, as if they lay on one."""
+    core: Any = extension()
+    original = core.ModuleSynchroniser
+
+    class OnDevice:
+        attach = original.attach
+
+        def __new__(cls, *args: Any) -> Any:  # noqa: ANN401 - the extension's class
+            return original(*args, device_codec=True)
+
+    core.ModuleSynchroniser = OnDevice
+
+
+def _mixed(rank: int, size: int, delay: str) -> dict[str, Any]:
+    if rank == 1:
+        _use_device_codec()
+    module = wrapped()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
+    checksums: list[int] = []
+
+    def after(step: int) -> None:
+        checksums.append(torch_distro.stats()["reference_checksum"])
+        if step == 4 and rank == 0:
+            torch_distro.resync(module)
+
+    train(module, optimizer, batches(rank, 9), after)
+    saved = torch_distro.state_dict(module)
+    torch_distro.average(module)
+    train(module, optimizer, batches(rank, 3), after)
+    torch_distro.average(module)
+    return {
+        "checksums": checksums,
+        "mean": flat(module),
+        "resyncs": torch_distro.stats()["resyncs"],
+        "reference": torch.cat([w.flatten() for w in saved["reference"].values()]),
+    }
+
+
+@pytest.mark.parametrize("delay", ["0", "1"])
+def test_ranks_with_either_codec_hold_one_reference(delay: str) -> None:
+    results = run(2, _mixed, delay, env={"DISTRO_DELAY": delay})
+    first = results[0]
+    assert len(set(first["checksums"])) >= 9
+    assert first["resyncs"] == 1
+    for other in results[1:]:
+        assert other["checksums"] == first["checksums"]
+        assert other["resyncs"] == 1
+        assert torch.equal(other["mean"], first["mean"])
+        assert torch.equal(other["reference"], first["reference"])
