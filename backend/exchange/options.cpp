@@ -151,7 +151,8 @@ const std::vector<Entry>& entries() {
       {"stats", true, "a path", [](Options& o, std::string_view t) { o.stats_path = t; }},
       {"log", true, "warning, info, debug, error",
        [](Options& o, std::string_view t) { o.log_level = log_level(t); }},
-      {"default", true, "0", later("0")},
+      // Acts when torch is imported (bindings/torch_distro/_default.py); only checked here.
+      {"default", true, "0, 1", [](Options&, std::string_view t) { static_cast<void>(flag(t)); }},
       {"isa", true, "auto, scalar, avx2, avx512",
        [](Options& o, std::string_view t) { o.isa = isa(t); }},
       {"value_bits", false, "1, 32",

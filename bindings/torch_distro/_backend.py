@@ -9,6 +9,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from torch_distro import _default
 from torch_distro._extension import AdapterError, adapter_name, extension
 from torch_distro._options import Options
 
@@ -16,7 +17,7 @@ NAME = "distro"
 
 
 def register() -> None:
-    """Make ``distro`` known to torch.distributed. Idempotent.
+    """Make ``distro`` known to torch.distributed, and the default if DISTRO_DEFAULT=1. Idempotent.
 
     Warns, once, when the package was not built for this torch; the backend is registered even so,
     and ``init_process_group("distro")`` then raises the same message as an error.
@@ -28,6 +29,7 @@ def register() -> None:
         adapter_name()
     except AdapterError as error:
         warnings.warn(f"{error}. Until then init_process_group('distro') fails.", stacklevel=2)
+    _default.install(NAME)
 
 
 def create(group: Any, pg_options: object = None) -> Any:  # noqa: ANN401 - torch's own untyped interface
@@ -43,6 +45,10 @@ def create(group: Any, pg_options: object = None) -> Any:  # noqa: ANN401 - torc
         torch.distributed.DistBackendError: the ranks do not agree, or one of them does not come.
     """
     core = extension()
+    if _default.is_foreign_options(pg_options):
+        kind = type(pg_options).__qualname__
+        warnings.warn(f"the distro backend ignores pg_options of type {kind}", stacklevel=2)
+        pg_options = None
     if pg_options is not None and not isinstance(pg_options, Options):
         raise TypeError(
             "pg_options of the distro backend is a torch_distro.Options, "

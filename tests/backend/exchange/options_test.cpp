@@ -45,7 +45,7 @@ TEST(Options, AreReadFromEveryVariable) {
                                            {"DISTRO_STATS", "/tmp/s.json"},
                                            {"DISTRO_LOG", "debug"},
                                            {"DISTRO_ISA", "scalar"},
-                                           {"DISTRO_DEFAULT", "0"},
+                                           {"DISTRO_DEFAULT", "1"},
                                            {"PATH", "is not ours"}},
                                           {});
   EXPECT_EQ(options.mode, Mode::dense);
@@ -81,6 +81,7 @@ TEST(Options, ABadValueIsAnErrorThatListsWhatIsAllowed) {
                                                         {"DISTRO_INSECURE", "yes"},
                                                         {"DISTRO_THREADS", "0"},
                                                         {"DISTRO_LOG", "loud"},
+                                                        {"DISTRO_DEFAULT", "2"},
                                                         {"DISTRO_TRANSPORT", "udp"},
                                                         {"DISTRO_ISA", "sse9"}}) {
     const auto message = message_of({{variable, value}}, {});
@@ -100,8 +101,7 @@ TEST(Options, ThoseOfLaterVersionsAreNotAvailableYet) {
                                                         {"DISTRO_RELAY", "tcp://a:1"},
                                                         {"DISTRO_RATE_LIMIT", "1000"},
                                                         {"DISTRO_TRANSPORT", "/x/lib.so"},
-                                                        {"DISTRO_CURVE_SECRET_FILE", "/x"},
-                                                        {"DISTRO_DEFAULT", "1"}}) {
+                                                        {"DISTRO_CURVE_SECRET_FILE", "/x"}}) {
     EXPECT_NE(message_of({{variable, value}}, {}).find("not available yet"), std::string::npos)
         << variable;
   }

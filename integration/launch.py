@@ -1,0 +1,177 @@
+"""Runs a training script on several ranks, as torchrun does or by torchrun itself."""
+
+from __future__ import annotations
+
+import atexit
+import importlib.util
+import os
+import runpy
+import subprocess
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+# Imported once, in the process that forks the ranks; those that are not installed are left out.
+PRELOADED = (
+    "torch",
+    "torch._dynamo",
+    "torch.distributed.optim",
+    "torch.distributed.pipelining",
+    "torch.distributed.checkpoint.state_dict",
+    "torch.distributed.tensor.parallel",
+    "lightning.pytorch",
+    "accelerate",
+    "transformers.trainer",
+    "transformers.models.gpt2.modeling_gpt2",
+)
+# What a rank's environment must not take over from the shell.
+OURS = ("DISTRO_", "TORCHELASTIC_", "ACCELERATE_")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What is left of a run: exit code (None: killed after the deadline) and output, by rank."""
+
+    codes: list[int | None]
+    outputs: list[str]
+
+    @property
+    def succeeded(self) -> bool:
+        return all(code == 0 for code in self.codes)
+
+    def why_not(self) -> str:
+        """Last words of the rank that failed, for people."""
+        for rank, (code, output) in enumerate(zip(self.codes, self.outputs, strict=True)):
+            if code != 0:
+                lines = [line for line in output.strip().splitlines() if line.strip()]
+                last = lines[-1].strip() if lines else "nothing printed"
+                how = "hangs" if code is None else f"exit code {code}"
+                return f"rank {rank}: {how}: {last}"
+        return ""
+
+
+def _environment(rank: int, ranks: int, port: int, env: dict[str, str]) -> dict[str, str]:
+    """What torchrun tells a rank."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "GROUP_RANK": "0",
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "matrix",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "OMP_NUM_THREADS": "1",
+        **env,
+    }
+
+
+def _rank(script: Path, arguments: list[str], env: dict[str, str], output: Path) -> None:
+    with output.open("w") as out:
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+    for name in [name for name in os.environ if name.startswith(OURS)]:
+        del os.environ[name]
+    os.environ.update(env)
+    import torch
+
+    torch.set_num_threads(1)
+    sys.argv = [str(script), *arguments]
+    sys.path.insert(0, str(script.parent))
+    code = 0
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    # A process of multiprocessing ends without these.
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def fork(
+    script: Path,
+    arguments: list[str],
+    ranks: int,
+    env: dict[str, str],
+    folder: Path,
+    deadline: float = 120.0,
+) -> Ended:
+    """Run a script in ranks that are forked from a process that has imported torch already.
+
+    What torchrun does in ten seconds takes one or two.
+
+    Args:
+        script: a file; it runs as ``__main__``.
+        arguments: its command line.
+        ranks: number of processes.
+        env: further variables of the ranks.
+        folder: where their output goes.
+        deadline: seconds after which they are killed.
+    """
+    import torch.distributed as dist
+    import torch.multiprocessing as mp
+
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload([m for m in PRELOADED if _importable(m)])
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    outputs = [folder / f"rank{rank}.txt" for rank in range(ranks)]
+    processes = [
+        context.Process(
+            target=_rank,
+            args=(script, arguments, _environment(rank, ranks, store.port, env), outputs[rank]),
+        )
+        for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    end = time.monotonic() + deadline
+    codes: list[int | None] = []
+    for process in processes:
+        process.join(max(0.0, end - time.monotonic()))
+        codes.append(process.exitcode)
+        process.kill()
+        process.join()
+    return Ended(codes, [path.read_text() if path.exists() else "" for path in outputs])
+
+
+def torchrun(
+    script: Path,
+    arguments: list[str],
+    ranks: int,
+    env: dict[str, str],
+    folder: Path,
+    deadline: float = 300.0,
+) -> Ended:
+    """The same by the command that a user would type; the output of all ranks is one text."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        *(f"--nproc-per-node={ranks}", str(script), *arguments),
+    ]
+    try:
+        ended = subprocess.run(
+            command,
+            env={**clean, "OMP_NUM_THREADS": "1", **env},
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=deadline,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as late:
+        return Ended([None], [str(late.output)])
+    return Ended([ended.returncode], [ended.stdout])
+
+
+def _importable(module: str) -> bool:
+    return importlib.util.find_spec(module.partition(".")[0]) is not None
