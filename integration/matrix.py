@@ -143,6 +143,9 @@ def why_not(row: Row, mode: str, own: Run, gloo: Run) -> str:
         third = len(losses) // 3
         if sum(losses[-third:]) >= sum(losses[:third]):
             return f"{name}: the loss does not fall: {losses}"
+    said = [output.count(row.says) for output in own.ended.outputs]
+    if row.says and mode == "auto" and sum(said) != row.ranks:
+        return f"the log says {row.says!r} {said} times"
     if len(own.stats) != row.ranks:
         return f"{len(own.stats)} of {row.ranks} ranks wrote counters: distro was not used"
     if mode == "dense" or not row.compressed:

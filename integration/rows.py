@@ -22,6 +22,7 @@ class Row:
         ranks: number of processes.
         again: whether it is started a second time, to go on from its checkpoint, with these
             arguments more.
+        says: what the log of every rank says once a run, in the default mode.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Row:
     needs: str = "torch"
     ranks: int = 2
     again: tuple[str, ...] | None = None
+    says: str = ""
 
     @property
     def script(self) -> Path:
@@ -51,15 +53,31 @@ ROWS = (
     Row("Lightning", "lightning_fit.py", needs="lightning"),
     Row("Accelerate", "accelerate_loop.py", needs="accelerate"),
     Row("HF Trainer", "hf_trainer.py", needs="transformers"),
-    Row("FSDP1", "fsdp1.py", compressed=False),
+    Row("FSDP1", "fsdp1.py", compressed=False, says="hybrid sharding (HSDP)"),
     Row(
         "FSDP2, torchtitan-like",
         "fsdp2.py",
         compressed=False,
         arguments=("--checkpoint={folder}/dcp",),
         again=("--steps=12",),
+        says="hybrid sharding (HSDP)",
     ),
-    Row("FSDP2, hybrid", "fsdp2.py", compressed=False, arguments=("--replicas=2",), ranks=4),
+    Row(
+        "FSDP1, hybrid",
+        "fsdp1.py",
+        compressed=False,
+        arguments=("--strategy=HYBRID_SHARD", "--replicas=2"),
+        ranks=4,
+        says="hybrid sharding, over 2 ranks in 2 replicas",
+    ),
+    Row(
+        "FSDP2, hybrid",
+        "fsdp2.py",
+        compressed=False,
+        arguments=("--replicas=2",),
+        ranks=4,
+        says="hybrid sharding, over 2 ranks in 2 replicas",
+    ),
     Row("tensor parallel", "tensor_parallel.py", compressed=False),
     Row("pipeline", "pipeline.py", compressed=False),
 )

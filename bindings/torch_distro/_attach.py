@@ -293,6 +293,12 @@ def install() -> None:
     register_optimizer_step_post_hook(_after_optimizer_step)
 
 
+def add_record(group: Any, name: str, mode: str, reason: str) -> None:  # noqa: ANN401
+    """Have stats() show a module that is not attached."""
+    record = {"name": name, "exchanges": 0, "mode": mode, "reason": reason}
+    _records.setdefault(group, []).append(record)
+
+
 def modules_of(group: Any) -> list[dict[str, Any]]:  # noqa: ANN401
     """The modules that a group has had, with the mode each got and why."""
     return [dict(record) for record in _records.get(group, [])]

@@ -87,6 +87,7 @@ def make(store: dist.Store, rank: int, size: int, options: Any) -> Any:  # noqa:
         raise
     _stats.add(handle)
     _attach.install()
+    _sharded.install()
     return backend
 
 

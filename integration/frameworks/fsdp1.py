@@ -11,6 +11,7 @@ import functools
 import torch
 import torch.distributed as dist
 from gpt import GPT, TEXT, Block, cross_entropy, encode, windows
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     FullStateDictConfig,
     FullyShardedDataParallel,
@@ -25,11 +26,16 @@ def main() -> None:
     parser.add_argument("--backend", default="nccl")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--strategy", default="FULL_SHARD", help="a ShardingStrategy")
+    parser.add_argument("--replicas", type=int, default=1, help="above 1: of hybrid sharding")
     parser.add_argument("--save")
     args = parser.parse_args()
 
     dist.init_process_group(args.backend)
-    rank = dist.get_rank()
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    mesh = None
+    if args.replicas > 1:
+        shape, names = (args.replicas, ranks // args.replicas), ("replicate", "shard")
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
     torch.manual_seed(0)
     codes, vocabulary = encode(TEXT)
     model = FullyShardedDataParallel(
@@ -39,6 +45,7 @@ def main() -> None:
             transformer_auto_wrap_policy, transformer_layer_cls={Block}
         ),
         device_id=torch.device("cpu"),
+        device_mesh=mesh,
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(rank)

@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--gradient-accumulation-steps", type=int, default=4, help="of all ranks")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--block-size", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=1e-2)
+    parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--grad-clip", type=float, default=1.0)
     parser.add_argument("--save")
     args = parser.parse_args()

@@ -42,7 +42,9 @@ def main() -> None:
             "head": ColwiseParallel(input_layouts=Shard(1), output_layouts=Replicate()),
         },
     )
-    scatter = PrepareModuleInput(input_layouts=(Replicate(),), desired_input_layouts=(Shard(1),))
+    scatter = PrepareModuleInput(
+        input_layouts=(Replicate(),), desired_input_layouts=(Shard(1),), use_local_output=True
+    )
     gather = PrepareModuleInput(input_layouts=(Shard(1),), desired_input_layouts=(Replicate(),))
     parallelize_module(model.blocks[0], mesh, scatter)
     for block in model.blocks:
