@@ -3,17 +3,19 @@
 # is there, so that a second call costs seconds.
 #
 #   setup_system [extra apt packages...]   compilers and libraries
-#   setup_python [extra pip packages...]   .venv with torch ($TORCH_VERSION) and the tools
+#   setup_python [extra pip packages...]   .venv (or $VENV) with torch ($TORCH_VERSION) and the tools
 #   setup_package                          builds torch_distro and installs it into .venv
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-venv=$root/.venv
+venv=${VENV:-$root/.venv}
 torch_version=${TORCH_VERSION:-2.15.0}
 logs=$root/build/logs
 
 apt_packages=(g++ cmake ninja-build pkg-config libzmq3-dev cppzmq-dev libsodium-dev libtbb-dev
   libxxhash-dev libspdlog-dev libfmt-dev nlohmann-json3-dev)
 pip_packages=(numpy tqdm matplotlib rich scikit-build-core)
+# Of the matrix: what integration/frameworks is run with besides torch.
+framework_packages=(lightning==2.6.6 accelerate==1.15.0 transformers==5.24.0)
 
 die() {
   printf '%s\n' "$*" >&2

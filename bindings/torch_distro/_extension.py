@@ -65,5 +65,6 @@ def extension() -> ModuleType:
     except ImportError as error:
         raise AdapterError(
             f"the adapter {name} of torch-distro cannot be loaded ({error}): install its libraries "
-            "(Debian: libzmq5 libsodium23 libtbb12 libxxhash0 libfmt9 libspdlog1.10), or reinstall torch-distro"
+            "(Debian: libzmq5 libsodium23 libtbb12 libxxhash0 libfmt9 libspdlog1.10), or reinstall "
+            "torch-distro"
         ) from error

@@ -134,6 +134,10 @@ def _average(rank: int, size: int) -> bool:
         x = torch.full((3,), float(rank), dtype=dtype)
         dist.all_reduce(x, dist.ReduceOp.AVG)
         assert x.tolist() == [sum(range(size)) / size] * 3
+    with torch.inference_mode():  # as metrics are averaged in a validation
+        x = torch.full((3,), float(rank))
+        dist.all_reduce(x, dist.ReduceOp.AVG)
+        assert x.tolist() == [sum(range(size)) / size] * 3
     whole = torch.tensor([10 * rank, -3])
     dist.all_reduce(whole, dist.ReduceOp.AVG)
     assert whole.tolist() == [5, -3]
