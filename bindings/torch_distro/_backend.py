@@ -75,7 +75,7 @@ def make(store: dist.Store, rank: int, size: int, options: Any) -> Any:  # noqa:
         ValueError, torch.distributed.DistBackendError: as :func:`create`.
     """
     core = extension()
-    from torch_distro import _attach, _stats
+    from torch_distro import _attach, _sharded, _stats
 
     timeout = options._timeout
     handle = core.join(store, rank, size, timeout, options.overrides)
