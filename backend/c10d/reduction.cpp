@@ -63,7 +63,8 @@ std::function<void()> Reduction::conclude(std::vector<at::Tensor> reduced,
   }
   return [reduced = std::move(reduced), outputs = std::move(outputs), average = averages(),
           size = world_size_]() mutable {
-    // Another thread than the caller's, who may be in inference mode; ordinary tensors allow it too.
+    // Another thread than the caller's, who may be in inference mode; ordinary tensors allow it
+    // too.
     const c10::InferenceMode no_autograd;
     for (std::size_t i = 0; i < outputs.size(); ++i) {
       if (average && integral(reduced[i])) {
