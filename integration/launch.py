@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import importlib.util
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -28,6 +29,7 @@ PRELOADED = (
 )
 # What a rank's environment must not take over from the shell.
 OURS = ("DISTRO_", "TORCHELASTIC_", "ACCELERATE_")
+_RAISED = re.compile(r"(\[rank\d+\]: ?)?[\w.]*(Error|Exception)\b")
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,12 @@ class Ended:
         """Last words of the rank that failed, for people."""
         for rank, (code, output) in enumerate(zip(self.codes, self.outputs, strict=True)):
             if code != 0:
-                lines = [line for line in output.strip().splitlines() if line.strip()]
-                last = lines[-1].strip() if lines else "nothing printed"
+                lines = [line for line in output.splitlines() if line.strip()]
+                # What was raised comes before what torchrun says about it.
+                raised = [
+                    line for line in lines if _RAISED.match(line) and "ChildFailed" not in line
+                ]
+                last = (raised or lines or ["nothing printed"])[-1].strip()
                 how = "hangs" if code is None else f"exit code {code}"
                 return f"rank {rank}: {how}: {last}"
         return ""

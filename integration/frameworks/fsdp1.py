@@ -46,6 +46,7 @@ def main() -> None:
         ),
         device_id=torch.device("cpu"),
         device_mesh=mesh,
+        use_orig_params=True,
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(rank)
