@@ -3,7 +3,8 @@
 When the first distro group is made, ``DistributedDataParallel.__init__`` is wrapped (a class
 attribute, so that it works whatever the script imported before). Each DDP module on a distro group
 then gets a forward-pre hook, the one place where it is exchanged, and a communication hook that
-hands its gradient buckets back as they are.
+hands its gradient buckets back as they are. In modes ``ef`` and ``demo`` the communication hook is
+what exchanges, and the forward-pre hook only registers it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class Attachment:
         self.record: dict[str, Any] = {"name": type(module.module).__name__, "exchanges": 0}
         _records.setdefault(self.group, []).append(self.record)
         self.script_hook = False
-        self.synchroniser: Any = None
+        self.synchroniser: Any = None  # weights mode
+        self.gradients: Any = None  # modes ef and demo
+        self._backend = backend
         self._hooked = False
         reason = _why_exact(module, self.group)
         if reason:
@@ -42,11 +45,15 @@ class Attachment:
         named = trainable(module)
         self.names = [name for name, _ in named]
         self.shapes = [parameter.shape for _, parameter in named]
-        self.synchroniser = extension().ModuleSynchroniser(
-            backend, [parameter for _, parameter in named], self.names
-        )
-        self._note("weights", f"DDP, {sum(p.numel() for _, p in named)} trainable parameters")
-        self.group.log("info", f"module {self.name}: weights mode ({self.record['reason']})")
+        parameters = [parameter for _, parameter in named]
+        core, mode = extension(), self.group.mode
+        if self.group.exchanges_gradients:
+            self.gradients = core.ModuleGradients(backend, parameters, self.names)
+        else:
+            self.synchroniser = core.ModuleSynchroniser(backend, parameters, self.names)
+            mode = "weights"
+        self._note(mode, f"DDP, {sum(p.numel() for p in parameters)} trainable parameters")
+        self.group.log("info", f"module {self.name}: {mode} mode ({self.record['reason']})")
 
     @property
     def name(self) -> str:
@@ -64,6 +71,8 @@ class Attachment:
         self._note("exact", reason)
         level = "info" if reason.startswith(("DISTRO_MODE", "one rank")) else "warning"
         self.group.log(level, f"module {self.name}: exact, nothing is compressed ({reason})")
+        self.gradients = None
+        self._backend.stop_recognising(f"module {self.name}: {reason}")
 
     def leave(self, reason: str) -> None:
         """Reduce gradients exactly from now on."""
@@ -78,7 +87,12 @@ class Attachment:
             self.sync(module)
 
     def sync(self, module: DistributedDataParallel) -> None:
-        """Exchange the module. Collective."""
+        """Exchange the module. Collective in weights mode."""
+        if self.gradients is not None:
+            if not self._hooked:
+                extension().ModuleGradients.attach(self.gradients, module.reducer)
+                self._hooked = True
+            return
         if self.script_hook or (not self.exchanged and not self._hooked):
             return
         if not self._hooked:
@@ -93,7 +107,7 @@ class Attachment:
         Raises:
             RuntimeError: too late, the module has begun to train.
         """
-        if not self.exchanged:
+        if not self.exchanged and self.gradients is None:
             return
         if self._hooked:
             raise RuntimeError(
@@ -126,7 +140,7 @@ def trainable(module: DistributedDataParallel) -> list[tuple[str, nn.Parameter]]
 
 
 def _why_exact(module: DistributedDataParallel, group: Any) -> str:  # noqa: ANN401
-    """Why this module cannot be exchanged in weights mode; empty if it can."""
+    """Why this module cannot be exchanged; empty if it can."""
     if group.world_size == 1:
         return "one rank"
     if group.mode == "dense":
@@ -295,4 +309,7 @@ def install() -> None:
 
 def modules_of(group: Any) -> list[dict[str, Any]]:  # noqa: ANN401
     """The modules that a group has had, with the mode each got and why."""
+    for attachment in _attachments.values():
+        if attachment.gradients is not None:
+            attachment.record["exchanges"] = attachment.gradients.backwards
     return [dict(record) for record in _records.get(group, [])]

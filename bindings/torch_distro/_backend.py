@@ -75,7 +75,11 @@ def make(store: dist.Store, rank: int, size: int, options: Any) -> Any:  # noqa:
     handle = core.join(store, rank, size, timeout, options.overrides)
     try:
         inner = _gloo(dist.PrefixStore(f"distro/{handle.round}/gloo", store), handle, timeout)
-        backend = core.ProcessGroupDistro(handle, inner, options)
+        ordered = None
+        if handle.exchanges_gradients:
+            prefix = f"distro/{handle.round}/reductions"
+            ordered = _gloo(dist.PrefixStore(prefix, store), handle, timeout)
+        backend = core.ProcessGroupDistro(handle, inner, ordered, options)
     except BaseException:
         handle.close()
         raise

@@ -38,7 +38,8 @@ def stats(group: dist.ProcessGroup | None = None) -> dict[str, Any]:
         ``exact_bytes`` (handed to the inner backend). Counts: ``exchanges``, ``reductions``,
         ``exact``, ``resent_frames``, ``reconnects``, ``resyncs``, ``participants``. Seconds:
         ``encode_seconds``, ``decode_seconds``, ``wait_seconds``. ``reference_checksum``: of the
-        reference weights, equal on all ranks. ``modules``: a list of dicts with ``name``, ``mode``
+        reference weights (modes ``ef`` and ``demo``: of the last decoded gradients), equal on all
+        ranks. ``modules``: a list of dicts with ``name``, ``mode``
         and ``reason``.
 
     Raises:
