@@ -13,6 +13,7 @@
 #include "backend/c10d/capabilities.h"
 #include "backend/c10d/device_dispatch.h"
 #include "backend/c10d/errors.h"
+#include "backend/c10d/module_gradients.h"
 #include "backend/c10d/module_synchroniser.h"
 #include "backend/c10d/process_group_distro.h"
 #include "backend/c10d/store.h"
@@ -25,6 +26,7 @@ namespace py = pybind11;
 namespace {
 
 using distro::c10d_backend::DeviceDispatch;
+using distro::c10d_backend::ModuleGradients;
 using distro::c10d_backend::ModuleSynchroniser;
 using distro::c10d_backend::ProcessGroupDistro;
 using BackendOptions = ProcessGroupDistro::Options;
@@ -181,6 +183,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def_property_readonly(
           "mode",
           [](const Group& group) { return distro::exchange::name_of(group.options().mode); })
+      .def_property_readonly("exchanges_gradients",
+                             [](Group& group) { return group.reductions() != nullptr; })
       .def("stats", &stats)
       .def("log",
            [](const Group& group, const std::string& level, const std::string& message) {
@@ -227,12 +231,14 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   py::class_<ProcessGroupDistro, c10d::Backend, c10::intrusive_ptr<ProcessGroupDistro>>(
       module, "ProcessGroupDistro")
       .def(py::init([](std::shared_ptr<Group> group, const c10::intrusive_ptr<c10d::Backend>& inner,
+                       const c10::intrusive_ptr<c10d::Backend>& ordered,
                        c10::intrusive_ptr<BackendOptions> options) {
-             return c10::make_intrusive<ProcessGroupDistro>(std::move(group),
-                                                            distro::c10d_backend::share(inner),
-                                                            std::move(options), &make_child);
+             return c10::make_intrusive<ProcessGroupDistro>(
+                 std::move(group), distro::c10d_backend::share(inner),
+                 ordered ? distro::c10d_backend::share(ordered) : nullptr, std::move(options),
+                 &make_child);
            }),
-           py::arg("group"), py::arg("inner"), py::arg("options"))
+           py::arg("group"), py::arg("inner"), py::arg("ordered"), py::arg("options"))
       .def_property_readonly("group", &ProcessGroupDistro::group)
       // split_group() of older torches copies the parent's options, which there only some backends
       // show.
@@ -245,7 +251,23 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def(
           "last_operations",
           [](const ProcessGroupDistro& backend) { return backend.operations()->text(); },
-          "The last operations of this rank, oldest first, as an error's log line has them.");
+          "The last operations of this rank, oldest first, as an error's log line has them.")
+      .def(
+          "stop_recognising",
+          [](const ProcessGroupDistro& backend, const std::string& reason) {
+            if (backend.gradients()) {
+              backend.gradients()->stop_recognising(reason);
+            }
+          },
+          py::arg("reason"),
+          "Modes ef and demo: reduce nothing but what modules with their own hook here give.");
+
+  py::class_<ModuleGradients, std::shared_ptr<ModuleGradients>>(module, "ModuleGradients")
+      .def(py::init<const c10::intrusive_ptr<ProcessGroupDistro>&, std::vector<at::Tensor>,
+                    const std::vector<std::string>&>(),
+           py::arg("backend"), py::arg("parameters"), py::arg("names"))
+      .def_static("attach", &ModuleGradients::attach, py::arg("module"), py::arg("reducer"))
+      .def_property_readonly("backwards", &ModuleGradients::backwards);
 
   py::class_<ModuleSynchroniser, std::shared_ptr<ModuleSynchroniser>>(module, "ModuleSynchroniser")
       .def(py::init<const c10::intrusive_ptr<ProcessGroupDistro>&, std::vector<at::Tensor>,

@@ -78,6 +78,12 @@ c10::intrusive_ptr<Work> ProcessGroupDistro::broadcast(Tensors& tensors,
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::allreduce(Tensors& tensors,
                                                        const c10d::AllreduceOptions& options) {
+  if (gradients_ && gradients_->takes(tensors, options)) {
+    return recorded(OpType::ALLREDUCE, "distro:all_reduce", tensors, tensors,
+                    [&](const Operations::Ticket& ticket) {
+                      return gradients_->allreduce(tensors, options, ticket);
+                    });
+  }
   const Reduction reduction(options.reduceOp, getSize());
   Tensors reduced = reduction.prepare(tensors);
   return exact(
@@ -184,6 +190,12 @@ c10::intrusive_ptr<Work> ProcessGroupDistro::reduce_scatter(
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::_reduce_scatter_base(
     at::Tensor& output, at::Tensor& input, const c10d::ReduceScatterOptions& options) {
+  if (gradients_ && gradients_->takes(output, input, options)) {
+    return recorded(OpType::_REDUCE_SCATTER_BASE, "distro:_reduce_scatter_base", {input}, {output},
+                    [&](const Operations::Ticket& ticket) {
+                      return gradients_->reduce_scatter(output, input, options, ticket);
+                    });
+  }
   const Reduction reduction(options.reduceOp, getSize());
   Tensors prepared = reduction.prepare({input});
   Tensors reduced = reduction.receive({output});

@@ -52,6 +52,7 @@ std::pair<int, int> spacing(const std::vector<std::uint64_t>& ranks) {
 }  // namespace
 
 ProcessGroupDistro::ProcessGroupDistro(std::shared_ptr<exchange::Group> group, InnerBackend inner,
+                                       const InnerBackend& ordered,
                                        c10::intrusive_ptr<Options> options, MakeChild make_child)
     : Backend(group->rank(), group->world_size()),
       group_(std::move(group)),
@@ -59,6 +60,9 @@ ProcessGroupDistro::ProcessGroupDistro(std::shared_ptr<exchange::Group> group, I
       options_(std::move(options)),
       make_child_(std::move(make_child)),
       operations_(std::make_shared<Operations>()),
+      gradients_(ordered && group_->reductions() != nullptr
+                     ? std::make_shared<GradientReductions>(group_, ordered, operations_)
+                     : nullptr),
       last_split_(c10::intrusive_ptr<c10d::Backend>()) {
   init();
   observe_failures();
@@ -84,17 +88,12 @@ ProcessGroupDistro::~ProcessGroupDistro() {
   group_->close();
 }
 
-c10::intrusive_ptr<c10d::Work> ProcessGroupDistro::exact(c10d::OpType operation, const char* title,
-                                                         std::vector<at::Tensor> inputs,
-                                                         std::vector<at::Tensor> outputs,
-                                                         const ExactWork::Start& start,
-                                                         std::function<void()> last_act) {
-  std::call_once(described_, [this] { inner_->setGroupDesc(getGroupDesc()); });
-  const std::size_t bytes = bytes_of(inputs);
-  group_->counters().exact.fetch_add(1, std::memory_order_relaxed);
-  group_->counters().exact_bytes.fetch_add(bytes, std::memory_order_relaxed);
+c10::intrusive_ptr<c10d::Work> ProcessGroupDistro::recorded(
+    c10d::OpType operation, const char* title, const std::vector<at::Tensor>& inputs,
+    const std::vector<at::Tensor>& outputs,
+    const std::function<c10::intrusive_ptr<c10d::Work>(const Operations::Ticket&)>& start) {
   const bool point_to_point = c10d::isP2POp(operation);
-  const auto ticket = operations_->begin(name_of(title), point_to_point, bytes);
+  const auto ticket = operations_->begin(name_of(title), point_to_point, bytes_of(inputs));
   const auto [first, stride] = spacing(options_->global_ranks_in_group);
   RECORD_PARAM_COMMS_DATA(
       std::make_tuple(static_cast<std::int64_t>(ticket.sequence), point_to_point),
@@ -102,9 +101,22 @@ c10::intrusive_ptr<c10d::Work> ProcessGroupDistro::exact(c10d::OpType operation,
       elements_of(inputs), elements_of(outputs),
       inputs.empty() ? at::kByte : inputs.front().scalar_type(), std::vector<std::int64_t>(),
       std::vector<std::int64_t>(), first, stride, getSize());
-  return c10::make_intrusive<ExactWork>(
-      ExactWork::Call{operation, title, std::move(inputs), std::move(outputs), ticket}, group_,
-      operations_, start, std::move(last_act));
+  return start(ticket);
+}
+
+c10::intrusive_ptr<c10d::Work> ProcessGroupDistro::exact(c10d::OpType operation, const char* title,
+                                                         std::vector<at::Tensor> inputs,
+                                                         std::vector<at::Tensor> outputs,
+                                                         const ExactWork::Start& start,
+                                                         std::function<void()> last_act) {
+  std::call_once(described_, [this] { inner_->setGroupDesc(getGroupDesc()); });
+  group_->counters().exact.fetch_add(1, std::memory_order_relaxed);
+  group_->counters().exact_bytes.fetch_add(bytes_of(inputs), std::memory_order_relaxed);
+  return recorded(operation, title, inputs, outputs, [&](const Operations::Ticket& ticket) {
+    return c10::make_intrusive<ExactWork>(
+        ExactWork::Call{operation, title, std::move(inputs), std::move(outputs), ticket}, group_,
+        operations_, start, std::move(last_act));
+  });
 }
 
 void ProcessGroupDistro::monitoredBarrier(const c10d::BarrierOptions& options,
@@ -122,6 +134,9 @@ void ProcessGroupDistro::setGroupUid(const std::string& uid) {
 void ProcessGroupDistro::setTimeout(std::chrono::milliseconds timeout) {
   group_->set_timeout(timeout);
   inner_->setTimeout(timeout);
+  if (gradients_) {
+    gradients_->set_timeout(timeout);
+  }
   options_->timeout = timeout;
 }
 
@@ -161,12 +176,18 @@ c10::intrusive_ptr<c10d::Backend> ProcessGroupDistro::split(
 void ProcessGroupDistro::shutdown() {
   group_->close();
   inner_->shutdown();
+  if (gradients_) {
+    gradients_->shutdown();
+  }
 }
 
 void ProcessGroupDistro::abort() {
   operations_->run_abort_hooks();
   group_->abort(getRank(), fmt::format("rank {} has aborted its process group", getRank()));
   inner_->abort();
+  if (gradients_) {
+    gradients_->abort();
+  }
 }
 
 }  // namespace distro::c10d_backend

@@ -10,6 +10,7 @@
 
 #include "backend/c10d/capabilities.h"
 #include "backend/c10d/exact_work.h"
+#include "backend/c10d/gradient_reductions.h"
 #include "backend/c10d/inner_backend.h"
 #include "backend/c10d/operations.h"
 #include "backend/c10d/torch_version.h"
@@ -18,7 +19,8 @@
 namespace distro::c10d_backend {
 
 /// The `distro` backend of one process group. Collectives run exactly in the inner backend (Gloo);
-/// what is compressed in `weights` mode does not come this way but through ModuleSynchroniser.
+/// what is compressed in `weights` mode does not come this way but through ModuleSynchroniser. In
+/// modes ef and demo gradient reductions go to GradientReductions.
 ///
 /// Overrides carry the names of torch 2.11; the `_single` names of later versions forward to them.
 /// There is no `override` where 2.11 lacks the member. Thread-safe as the inner backend is.
@@ -41,15 +43,21 @@ class ProcessGroupDistro : public c10d::Backend {
       const c10::intrusive_ptr<c10d::Store>& store, int rank, int size,
       const c10::intrusive_ptr<Options>& options)>;
 
-  /// `inner` runs what stays exact; it has the same ranks as `group`.
+  /// `inner` runs what stays exact; it has the same ranks as `group`. `ordered`: another such
+  /// backend, for what modes ef and demo find to be exact; null in other modes.
   ProcessGroupDistro(std::shared_ptr<exchange::Group> group, InnerBackend inner,
-                     c10::intrusive_ptr<Options> options, MakeChild make_child);
+                     const InnerBackend& ordered, c10::intrusive_ptr<Options> options,
+                     MakeChild make_child);
   ~ProcessGroupDistro() override;
 
   [[nodiscard]] const std::shared_ptr<exchange::Group>& group() const noexcept { return group_; }
   [[nodiscard]] const InnerBackend& inner() const noexcept { return inner_; }
   [[nodiscard]] const std::shared_ptr<Operations>& operations() const noexcept {
     return operations_;
+  }
+  /// Null but in modes ef and demo with more than one rank.
+  [[nodiscard]] const std::shared_ptr<GradientReductions>& gradients() const noexcept {
+    return gradients_;
   }
 
   const std::string getBackendName() const override { return "distro"; }
@@ -156,6 +164,11 @@ class ProcessGroupDistro : public c10d::Backend {
                                        std::vector<at::Tensor> outputs,
                                        const ExactWork::Start& start,
                                        std::function<void()> last_act = {});
+  // Number an operation, show it to the profiler while `start` runs, and remember it.
+  c10::intrusive_ptr<c10d::Work> recorded(
+      c10d::OpType operation, const char* title, const std::vector<at::Tensor>& inputs,
+      const std::vector<at::Tensor>& outputs,
+      const std::function<c10::intrusive_ptr<c10d::Work>(const Operations::Ticket&)>& start);
   void observe_failures();
 
   const std::shared_ptr<exchange::Group> group_;
@@ -163,6 +176,7 @@ class ProcessGroupDistro : public c10d::Backend {
   const c10::intrusive_ptr<Options> options_;
   const MakeChild make_child_;
   const std::shared_ptr<Operations> operations_;
+  const std::shared_ptr<GradientReductions> gradients_;
   std::once_flag described_;  // the inner backend got this group's description
 
   std::mutex split_mutex_;

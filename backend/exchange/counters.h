@@ -8,9 +8,10 @@ namespace distro::exchange {
 /// What one rank did in one group since it was made. Relaxed atomics: read at any time, from any
 /// thread.
 struct Counters {
-  std::atomic<std::uint64_t> exchanges{0};  ///< Exchanges sent, over all modules.
+  std::atomic<std::uint64_t> exchanges{
+      0};  ///< Exchanges sent, over all modules; gradient modes: reductions that were compressed.
   std::atomic<std::uint64_t> reductions{
-      0};                               ///< Gradient buckets handed back instead of being reduced.
+      0};                               ///< Gradient buckets that the inner backend was spared.
   std::atomic<std::uint64_t> exact{0};  ///< Collectives that ran exactly in the inner backend.
   std::atomic<std::uint64_t> exact_bytes{0};     ///< Their input bytes.
   std::atomic<std::uint64_t> gradient_bytes{0};  ///< What dense training would have reduced.
@@ -24,7 +25,8 @@ struct Counters {
   std::atomic<std::uint64_t> decode_nanoseconds{0};
   std::atomic<std::uint64_t> wait_nanoseconds{
       0};  ///< Time in which a sync point waited for records.
-  std::atomic<std::uint64_t> reference_checksum{0};  ///< Sum over the modules.
+  std::atomic<std::uint64_t> reference_checksum{
+      0};  ///< Sum over the modules; gradient modes: of the last decoded result.
 };
 
 }  // namespace distro::exchange

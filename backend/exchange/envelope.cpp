@@ -33,7 +33,27 @@ Value get(const std::byte*& in) {
 }
 
 // What the kinds may carry (docs/protocol.md): sizes of bodies in bytes, and fields that must be 0.
+void check_reduction(const Envelope& envelope, std::size_t body_bytes) {
+  constexpr std::size_t kLeastListBytes = 8;  // a count and one index
+  const bool exact = (envelope.flags & kExact) != 0;
+  const bool non_finite = (envelope.flags & kNonFinite) != 0;
+  if (exact ? body_bytes != kReductionHeaderBytes
+            : body_bytes < kReductionHeaderBytes + (non_finite ? kLeastListBytes : 0)) {
+    throw EnvelopeError(
+        fmt::format("a body of {} bytes does not belong to its kind and flags", body_bytes));
+  }
+  if ((exact && non_finite) || (envelope.flags & kAsksResync) != 0) {
+    throw EnvelopeError("its flags do not belong to its kind");
+  }
+  if (envelope.exchange == 0 || envelope.gain != 0.0F) {
+    throw EnvelopeError("its exchange number or gain does not belong to its kind");
+  }
+}
+
 void check_kind(const Envelope& envelope, std::size_t body_bytes) {
+  if (envelope.kind == MessageKind::reduction) {
+    return check_reduction(envelope, body_bytes);
+  }
   constexpr std::size_t kIndexBytes = 4;
   constexpr std::size_t kCountBytes = 8;
   const bool non_finite = (envelope.flags & kNonFinite) != 0;
@@ -124,7 +144,7 @@ Opened open(std::span<const std::byte> message) {
     throw EnvelopeError("its checksum does not fit its bytes");
   }
   if (kind < static_cast<std::uint8_t>(MessageKind::begin) ||
-      kind > static_cast<std::uint8_t>(MessageKind::describe)) {
+      kind > static_cast<std::uint8_t>(MessageKind::reduction)) {
     throw EnvelopeError(fmt::format("unknown kind {}", kind));
   }
   opened.envelope.kind = static_cast<MessageKind>(kind);

@@ -17,15 +17,18 @@ class EnvelopeError : public std::runtime_error {
 enum class MessageKind : std::uint8_t {
   begin = 1,  ///< A module's first training forward: geometry and checksum of the initial weights.
   step = 2,   ///< One exchange; the body is the codec's record.
-  average = 3,   ///< The rank has called average(); no body.
-  describe = 4,  ///< Names and shapes of the module's tensors, sent when geometries differ; the
-                 ///< body is text.
+  average = 3,    ///< The rank has called average(); no body.
+  describe = 4,   ///< Names and shapes of the module's tensors, sent when geometries differ; the
+                  ///< body is text.
+  reduction = 5,  ///< One gradient reduction; the body is reduction_message.h's.
 };
 
 /// Flags of a message.
 /// kAsksResync: the script has overwritten the weights of this rank.
-/// kNonFinite: this rank's weights are not finite; the body ends in the tensor's index (u32).
-/// kExact: this rank does not exchange the module (any more); the body ends in the reason, text.
+/// kNonFinite: this rank's weights are not finite; the body ends in the tensor's index (u32). In a
+/// reduction: gradients of this rank are not finite; the body lists them.
+/// kExact: this rank does not exchange the module (any more); the body ends in the reason, text. A
+/// reduction that is no gradient's on this rank; no record follows unless a peer's is one.
 inline constexpr std::uint16_t kAsksResync = 1;
 inline constexpr std::uint16_t kNonFinite = 2;
 inline constexpr std::uint16_t kExact = 4;
@@ -33,16 +36,25 @@ inline constexpr std::uint16_t kExact = 4;
 /// Largest text of a message, in bytes: a reason, a description.
 inline constexpr std::size_t kMaxReasonBytes = 512;
 inline constexpr std::size_t kMaxDescriptionBytes = std::size_t{1} << 20;
+/// Module ordinals that no module gets: gradient reductions of the group, in order; and what
+/// follows on them (records of ranks that had announced an exact one, descriptions).
+inline constexpr std::uint32_t kReductions = 0xffffffff;
+inline constexpr std::uint32_t kReductionAnswers = 0xfffffffe;
+
+/// Size of the least body of a reduction (all that comes before lists and records), in bytes.
+inline constexpr std::size_t kReductionHeaderBytes = 12;
 
 /// What stands before every record (docs/protocol.md gives the bytes).
 struct Envelope {
   MessageKind kind = MessageKind::step;
   std::uint16_t flags = 0;
-  std::uint32_t module = 0;    ///< Ordinal of the module in its group.
-  float gain = 0.0F;           ///< What the sender will multiply the mean of this exchange by.
-  std::uint64_t exchange = 0;  ///< Number of the exchange, from 1; 0 in begin and describe.
+  std::uint32_t module = 0;  ///< Ordinal of the module in its group.
+  float gain = 0.0F;         ///< What the sender will multiply the mean of this exchange by.
+  std::uint64_t exchange =
+      0;  ///< Number of the exchange or reduction, from 1; 0 in begin and describe.
   std::uint64_t geometry = 0;  ///< Hash of the module's tensors and of the codec's parameters.
-  std::uint64_t checksum = 0;  ///< Of the sender's W before this exchange.
+  std::uint64_t checksum = 0;  ///< Of the sender's W before this exchange; in a reduction, of the
+                               ///< last result that the sender has decoded.
 };
 
 /// Size of everything in a message that is not body, in bytes.

@@ -20,4 +20,10 @@ class ExchangeError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// This rank itself is destroying its group while one of its threads waits for a peer.
+class Interrupted : public ExchangeError {
+ public:
+  using ExchangeError::ExchangeError;
+};
+
 }  // namespace distro::exchange

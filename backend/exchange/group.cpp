@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "backend/exchange/error.h"
+#include "backend/exchange/reductions.h"
 
 namespace distro::exchange {
 namespace {
@@ -28,7 +29,8 @@ std::shared_ptr<Group> Group::join(const Identity& identity, const Options& opti
                                    BlobStore& store) {
   transport::set_log_level(options.log_level);
   if (identity.rank == 0 && identity.world_size > 1 && options.delay == 1 &&
-      options.mode != Mode::dense && options.k > kLargestDelayedK) {
+      (options.mode == Mode::automatic || options.mode == Mode::weights) &&
+      options.k > kLargestDelayedK) {
     transport::log_once(transport::LogLevel::warning, "delayed k",
                         fmt::format("DISTRO_K={} with DISTRO_DELAY=1: what many entries tell comes "
                                     "a step late, and trainings in which "
@@ -41,9 +43,13 @@ std::shared_ptr<Group> Group::join(const Identity& identity, const Options& opti
   if (identity.world_size > 1) {
     meeting = meet(store, identity, options);
   }
-  return std::shared_ptr<Group>(new Group(
+  std::shared_ptr<Group> group(new Group(
       identity, options,
       std::move(meeting)));  // NOLINT(cppcoreguidelines-owning-memory): private constructor
+  if (exchanges_gradients(options.mode) && identity.world_size > 1) {
+    group->reductions_ = std::make_unique<Reductions>(*group);
+  }
+  return group;
 }
 
 Group::Group(const Identity& identity, const Options& options, Meeting meeting)
@@ -60,6 +66,8 @@ Group::Group(const Identity& identity, const Options& options, Meeting meeting)
   }
 }
 
+Group::~Group() = default;
+
 transport::ChannelCounters Group::channel_counters() const {
   return channel_ ? channel_->counters() : transport::ChannelCounters{};
 }
@@ -69,25 +77,37 @@ std::uint32_t Group::next_module() {
   return modules_++;
 }
 
-void Group::broadcast(transport::Bytes message) {
+void Group::check_open() const {
   if (closed_) {
     throw ExchangeError(fmt::format(
-        "rank {}: this process group has been destroyed; its modules cannot be exchanged any more",
+        "rank {}: this process group has been destroyed; nothing can be exchanged in it any more",
         rank()));
   }
+}
+
+void Group::send_shared(int peer, const transport::SharedBytes& message) {
+  try {
+    channel_->send(peer, message);
+    counters_.payload_bytes_sent.fetch_add(message->size(), std::memory_order_relaxed);
+  } catch (const transport::PeerLeft&) {
+    // It has ended normally and needs no more from us. Whether we still need something from it
+    // shows when we take it.
+  }
+}
+
+void Group::broadcast(transport::Bytes message) {
+  check_open();
   const auto shared = std::make_shared<const transport::Bytes>(std::move(message));
   for (int peer = 0; peer < world_size(); ++peer) {
-    if (peer == rank()) {
-      continue;
-    }
-    try {
-      channel_->send(peer, shared);
-      counters_.payload_bytes_sent.fetch_add(shared->size(), std::memory_order_relaxed);
-    } catch (const transport::PeerLeft&) {
-      // It has ended normally and needs no more from us. Whether we still need something from it
-      // shows when we take it.
+    if (peer != rank()) {
+      send_shared(peer, shared);
     }
   }
+}
+
+void Group::send(int peer, transport::Bytes message) {
+  check_open();
+  send_shared(peer, std::make_shared<const transport::Bytes>(std::move(message)));
 }
 
 Letter Group::take(int peer, const Subject& subject, transport::Deadline deadline) {
@@ -97,6 +117,12 @@ Letter Group::take(int peer, const Subject& subject, transport::Deadline deadlin
 void Group::forget(std::uint32_t module) {
   if (mailbox_) {
     mailbox_->forget(module);
+  }
+}
+
+void Group::interrupt() noexcept {
+  if (mailbox_) {
+    mailbox_->interrupt();
   }
 }
 
@@ -135,6 +161,9 @@ std::optional<transport::PeerLost> Group::lost(std::chrono::milliseconds patienc
 }
 
 void Group::close() noexcept {
+  if (reductions_) {
+    reductions_->close();  // it sends and takes until it has ended
+  }
   {
     const std::lock_guard lock(channel_mutex_);
     if (closed_.exchange(true) || !channel_) {

@@ -21,6 +21,8 @@
 
 namespace distro::exchange {
 
+class Reductions;
+
 /// One process group of this rank: its options, its channel, its mailbox and its counters.
 /// Thread-safe.
 class Group {
@@ -29,6 +31,9 @@ class Group {
   /// as meet() does.
   static std::shared_ptr<Group> join(const Identity& identity, const Options& options,
                                      BlobStore& store);
+  ~Group();
+  Group(const Group&) = delete;
+  Group& operator=(const Group&) = delete;
 
   [[nodiscard]] int rank() const noexcept { return identity_.rank; }
   [[nodiscard]] int world_size() const noexcept { return identity_.world_size; }
@@ -61,11 +66,18 @@ class Group {
   /// Ordinal of the next module: the same on all ranks, which make their modules in the same order.
   std::uint32_t next_module();
 
-  /// Send to every other rank; counts the payload.
+  /// The engine of gradient reductions; null but in modes ef and demo with more than one rank.
+  [[nodiscard]] Reductions* reductions() noexcept { return reductions_.get(); }
+
+  /// Send to every other rank, or to one; counts the payload.
   void broadcast(transport::Bytes message);
+  void send(int peer, transport::Bytes message);
 
   Letter take(int peer, const Subject& subject, transport::Deadline deadline);
   void forget(std::uint32_t module);
+
+  /// End every take() by throwing Interrupted.
+  void interrupt() noexcept;
 
   /// Tell all ranks that the group cannot go on because of `culprit`. Does nothing once the group
   /// is closed.
@@ -75,8 +87,8 @@ class Group {
   /// to blame when the inner backend fails with an error that names none.
   [[nodiscard]] std::optional<transport::PeerLost> lost(std::chrono::milliseconds patience) const;
 
-  /// Called with the reason of every error from which the group does not recover, by the thread that
-  /// met it. Must not throw. One observer; set it before the group is used.
+  /// Called with the reason of every error from which the group does not recover, by the thread
+  /// that met it. Must not throw. One observer; set it before the group is used.
   using FailureObserver = std::function<void(std::string_view reason)>;
   void observe_failure(FailureObserver observer) { failure_observer_ = std::move(observer); }
   void report_failure(std::string_view reason) const noexcept {
@@ -94,6 +106,8 @@ class Group {
 
  private:
   Group(const Identity& identity, const Options& options, Meeting meeting);
+  void check_open() const;
+  void send_shared(int peer, const transport::SharedBytes& message);
 
   const Identity identity_;
   const Options options_;
@@ -110,6 +124,7 @@ class Group {
   std::atomic<bool> closed_{false};
   std::atomic<std::chrono::milliseconds> timeout_;
   FailureObserver failure_observer_;
+  std::unique_ptr<Reductions> reductions_;  // last: its thread uses all of the above
 };
 
 }  // namespace distro::exchange

@@ -10,6 +10,21 @@
 namespace distro::exchange {
 namespace {
 
+// How error texts name what a message is about.
+std::string name_of(const Subject& subject) {
+  static constexpr std::string_view kNames[] = {"", "first training forward", "exchange",
+                                                "average()", "description"};
+  if (subject.kind == MessageKind::reduction) {
+    return fmt::format("gradient reduction {}", subject.exchange);
+  }
+  if (subject.module >= kReductionAnswers) {
+    return "description of a gradient reduction";
+  }
+  const auto done = subject.kind == MessageKind::step ? subject.exchange - 1 : subject.exchange;
+  return fmt::format("{} (after exchange {}) of module {}",
+                     kNames[static_cast<std::size_t>(subject.kind)], done, subject.module);
+}
+
 // A thread that waits for its own message looks again after this time whether another thread has
 // sorted it in. Longer delays such a thread, shorter wakes it for nothing.
 constexpr std::chrono::milliseconds kLookAgain{20};
@@ -72,24 +87,21 @@ bool Mailbox::fetch(int peer, const transport::Deadline* until) {
 }
 
 std::string Mailbox::mismatch(int peer, const Subject& subject, const Envelope& got) const {
-  static constexpr std::string_view kNames[] = {"", "first training forward", "exchange",
-                                                "average()", "description"};
-  const auto name = [](MessageKind kind, std::uint64_t exchange) {
-    return fmt::format("{} (after exchange {})", kNames[static_cast<std::size_t>(kind)],
-                       kind == MessageKind::step ? exchange - 1 : exchange);
-  };
   return fmt::format(
-      "rank {}: rank {} is at its {} of module {} where this rank is at its {}. All ranks must do "
-      "the same training forwards "
-      "and calls of average() in the same order; what one rank does alone, such as an evaluation, "
-      "belongs under torch.no_grad().",
-      rank_, peer, name(got.kind, got.exchange), subject.module,
-      name(subject.kind, subject.exchange));
+      "rank {}: rank {} is at its {} where this rank is at its {}. All ranks must do the same "
+      "training forwards, gradient reductions and calls of average() in the same order; what one "
+      "rank does alone, such as an evaluation, belongs under torch.no_grad().",
+      rank_, peer, name_of({subject.module, got.kind, got.exchange}), name_of(subject));
 }
 
 Letter Mailbox::take(int peer, const Subject& subject, transport::Deadline deadline) {
   const auto start = transport::Clock::now();
   for (;;) {
+    if (interrupted_) {
+      throw Interrupted(fmt::format(
+          "rank {}: this process group was destroyed while this rank waited for rank {}'s {}",
+          rank_, peer, name_of(subject)));
+    }
     {
       const std::lock_guard lock(mutex_);
       if (const auto found = letters_.find({peer, subject.module}); found != letters_.end()) {
@@ -117,9 +129,9 @@ Letter Mailbox::take(int peer, const Subject& subject, transport::Deadline deadl
         const std::chrono::duration<double> waited = transport::Clock::now() - start;
         throw transport::PeerTimeout(
             peer, fmt::format("rank {}: rank {} is late: waited {:.1f} s (the group's time-out) "
-                              "for its exchange {} of module {}. It is "
+                              "for its {}. It is "
                               "connected, so it hangs or computes; look at its log.",
-                              rank_, peer, waited.count(), subject.exchange, subject.module));
+                              rank_, peer, waited.count(), name_of(subject)));
       }
     }
   }

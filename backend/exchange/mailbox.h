@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -57,6 +58,9 @@ class Mailbox {
   /// the same things in the same order.
   Letter take(int peer, const Subject& subject, transport::Deadline deadline);
 
+  /// End every take(), now and from now on, by throwing Interrupted: the group is being closed.
+  void interrupt() noexcept { interrupted_ = true; }
+
   /// Drop what has come and what will come for a module that this rank has let go.
   void forget(std::uint32_t module);
 
@@ -72,6 +76,7 @@ class Mailbox {
   transport::Channel& channel_;
   Counters& counters_;
   const int rank_;
+  std::atomic<bool> interrupted_{false};
   std::vector<std::mutex>
       fetching_;  // by peer: keeps a peer's messages in order between two threads
   std::mutex mutex_;

@@ -53,12 +53,24 @@ bool flag(std::string_view text) {
 }
 
 Mode mode(std::string_view text) {
-  if (text == "ef" || text == "demo") {
-    throw NotAvailableYet{};
-  }
-  static constexpr std::pair<std::string_view, Mode> kValues[] = {
-      {"auto", Mode::automatic}, {"weights", Mode::weights}, {"dense", Mode::dense}};
+  static constexpr std::pair<std::string_view, Mode> kValues[] = {{"auto", Mode::automatic},
+                                                                  {"weights", Mode::weights},
+                                                                  {"ef", Mode::ef},
+                                                                  {"demo", Mode::demo},
+                                                                  {"dense", Mode::dense}};
   return choice<Mode>(text, kValues);
+}
+
+plugins::Transform transform(std::string_view text) {
+  static constexpr std::pair<std::string_view, plugins::Transform> kValues[] = {
+      {"dct", plugins::Transform::dct}, {"none", plugins::Transform::none}};
+  return choice<plugins::Transform>(text, kValues);
+}
+
+bool compresses(std::string_view text) {
+  static constexpr std::pair<std::string_view, bool> kValues[] = {{"exact", false},
+                                                                  {"compress", true}};
+  return choice<bool>(text, kValues);
 }
 
 // A name, or the path of a third-party transport.
@@ -124,17 +136,26 @@ std::function<void(Options&, std::string_view)> later(std::string_view default_v
   };
 }
 
+// Modes in which an option for experts means something; in the others it is a mistake to give it.
+// The variables are lenient: they may be set for several programs.
+using Modes = std::span<const Mode>;
+constexpr Mode kAllModes[] = {Mode::automatic, Mode::weights, Mode::ef, Mode::demo, Mode::dense};
+constexpr Mode kCompressing[] = {Mode::automatic, Mode::weights, Mode::ef, Mode::demo};
+constexpr Mode kOfWeights[] = {Mode::automatic, Mode::weights};
+constexpr Mode kOfGradients[] = {Mode::ef, Mode::demo};
+
 struct Entry {
   std::string_view name;  // of the option; the variable is DISTRO_<NAME>, if it has one
   bool has_variable;
   std::string_view allowed;
   std::function<void(Options&, std::string_view)> set;
+  Modes modes = kAllModes;
 };
 
 // The one table of options: parsing, error texts and the list of known names all come from it.
 const std::vector<Entry>& entries() {
   static const std::vector<Entry> kEntries = {
-      {"mode", true, "auto, weights, dense",
+      {"mode", true, "auto, weights, ef, demo, dense",
        [](Options& o, std::string_view t) { o.mode = mode(t); }},
       {"k", true, "a whole number from 1 to 4096",
        [](Options& o, std::string_view t) { o.k = number<std::uint32_t>(t, 1, 4096); }},
@@ -145,9 +166,13 @@ const std::vector<Entry>& entries() {
       {"delay", true, "1, 0",
        [](Options& o, std::string_view t) { o.delay = number<int>(t, 0, 1); }},
       {"site", true, "nothing", later("")},
-      {"min_elements", true, "4096", later("4096")},
       {"transport", true, "tcp, ipc, inproc, or the path of a shared library, with a /",
        transport_option},
+      {"min_elements", true, "a whole number from 1 to 2^40",
+       [](Options& o, std::string_view t) {
+         o.min_elements = number<std::uint64_t>(t, 1, std::uint64_t{1} << 40);
+       },
+       kOfGradients},
       {"topology", true, "mesh", later("mesh")},
       {"relay", true, "nothing", later("")},
       {"bind", true, "an address or interface of this machine",
@@ -174,14 +199,20 @@ const std::vector<Entry>& entries() {
          if (o.value_bits != 1 && o.value_bits != 32) {
            throw BadValue{};
          }
-       }},
+       },
+       kCompressing},
       {"share", false, "auto, or a number from 0 to 1",
        [](Options& o, std::string_view t) {
          o.share = t == "auto" ? std::optional<double>{} : number<double>(t, 0.0, 1.0);
-       }},
-      {"transform", false, "nothing", later("")},
-      {"beta", false, "nothing", later("")},
-      {"reduce_scatter", false, "exact", later("exact")},
+       },
+       kOfWeights},
+      {"transform", false, "dct, none",
+       [](Options& o, std::string_view t) { o.transform = transform(t); }, kOfGradients},
+      {"beta", false, "a number from 0 to 1",
+       [](Options& o, std::string_view t) { o.beta = number<double>(t, 0.0, 1.0); }, kOfGradients},
+      {"reduce_scatter", false, "exact, compress",
+       [](Options& o, std::string_view t) { o.compress_reduce_scatter = compresses(t); },
+       kOfGradients},
   };
   return kEntries;
 }
@@ -209,6 +240,20 @@ void set(Options& options, const Entry& entry, std::string_view shown, std::stri
         fmt::format("{}={} is not available yet in this version of torch-distro. Allowed: {}.",
                     shown, text, entry.allowed));
   }
+}
+
+void check_mode(const Entry& entry, Mode mode) {
+  if (std::ranges::find(entry.modes, mode) != entry.modes.end()) {
+    return;
+  }
+  std::vector<std::string_view> names;
+  for (const Mode other : entry.modes) {
+    names.push_back(name_of(other));
+  }
+  throw OptionError(fmt::format(
+      "Options({0}) means nothing in mode {1}; it belongs to mode {2}. Leave it out, or "
+      "choose such a mode.",
+      entry.name, name_of(mode), fmt::join(names, ", ")));
 }
 
 }  // namespace
@@ -250,6 +295,9 @@ Options resolve_options(const StringMap& environment, const StringMap& overrides
     }
     set(options, *found, fmt::format("Options({})", name), text);
   }
+  for (const auto& setting : overrides) {
+    check_mode(*std::ranges::find(entries(), setting.first, &Entry::name), options.mode);
+  }
   return options;
 }
 
@@ -271,10 +319,26 @@ std::string_view name_of(Mode mode) noexcept {
       return "auto";
     case Mode::weights:
       return "weights";
+    case Mode::ef:
+      return "ef";
+    case Mode::demo:
+      return "demo";
     case Mode::dense:
       return "dense";
   }
   return "unknown";
+}
+
+plugins::GradientConfig Options::gradient_config() const {
+  // DeMo's own decay; with error feedback nothing is forgotten.
+  const double decay = beta.value_or(mode == Mode::demo ? 0.999 : 1.0);
+  return {
+      .method = mode == Mode::demo ? plugins::GradientMethod::demo : plugins::GradientMethod::ef,
+      .k = k,
+      .value_bits = value_bits,
+      .transform = transform,
+      .beta = static_cast<float>(decay),
+      .isa = isa};
 }
 
 StringMap Options::agreed() const {
@@ -291,6 +355,10 @@ StringMap Options::agreed() const {
           {"share", text(share)},
           {"value_bits", std::to_string(value_bits)},
           {"delay", std::to_string(delay)},
+          {"min_elements", std::to_string(min_elements)},
+          {"transform", transform == plugins::Transform::dct ? "dct" : "none"},
+          {"beta", beta ? fmt::format("{}", *beta) : "default"},
+          {"reduce_scatter", compress_reduce_scatter ? "compress" : "exact"},
           {"transport", carried}};
 }
 

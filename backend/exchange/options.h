@@ -10,14 +10,21 @@
 
 #include "backend/exchange/error.h"
 #include "kernels/kernels.h"
+#include "plugins/gradient.h"
 #include "transport/channel.h"
 #include "transport/log.h"
 #include "transport/plugin.h"
 
 namespace distro::exchange {
 
-/// auto: weights where a wrapped module is found, exact elsewhere.
-enum class Mode : std::uint8_t { automatic, weights, dense };
+/// auto: weights where a wrapped module is found, exact elsewhere. ef, demo: gradient reductions
+/// are compressed, all else exact.
+enum class Mode : std::uint8_t { automatic, weights, ef, demo, dense };
+
+/// Whether gradients cross the wire, compressed, in place of weights.
+[[nodiscard]] constexpr bool exchanges_gradients(Mode mode) noexcept {
+  return mode == Mode::ef || mode == Mode::demo;
+}
 
 using StringMap = std::map<std::string, std::string, std::less<>>;
 
@@ -25,11 +32,15 @@ using StringMap = std::map<std::string, std::string, std::less<>>;
 /// users.
 struct Options {
   Mode mode = Mode::automatic;
-  std::uint32_t k = 6;           ///< Entries kept per 4096 weights.
-  std::optional<double> gain;    ///< Empty: by the optimizer's class.
-  std::optional<double> share;   ///< Empty: gain / participants.
-  std::uint32_t value_bits = 1;  ///< 1 or 32.
-  int delay = 1;                 ///< Steps that an exchange may travel: 0 or 1.
+  std::uint32_t k = 6;                ///< Entries kept per 4096 weights.
+  std::optional<double> gain;         ///< Empty: by the optimizer's class.
+  std::optional<double> share;        ///< Empty: gain / participants.
+  std::uint32_t value_bits = 1;       ///< 1 or 32.
+  int delay = 1;                      ///< Steps that an exchange may travel: 0 or 1.
+  std::uint64_t min_elements = 4096;  ///< ef, demo: smallest reduction that is compressed.
+  plugins::Transform transform = plugins::Transform::dct;  ///< ef, demo.
+  std::optional<double> beta;  ///< ef, demo: decay of the residual; empty: 1 in ef, 0.999 in demo.
+  bool compress_reduce_scatter = false;  ///< ef, demo: reduce-scatters, too, are compressed.
   transport::Carrier carrier = transport::Carrier::tcp;
   std::shared_ptr<const transport::Plugin> plugin;  ///< Carrier::plugin: the loaded library.
   std::string bind;                                 ///< Empty: what the store's route shows.
@@ -44,6 +55,9 @@ struct Options {
 
   /// Those that every rank must share, by name, as text: what the ranks compare when they meet.
   [[nodiscard]] StringMap agreed() const;
+
+  /// What the codec of a gradient reduction needs to know (modes ef and demo).
+  [[nodiscard]] plugins::GradientConfig gradient_config() const;
 };
 
 /// Resolve the options of a group: `overrides` (option name -> text, from pg_options) win over

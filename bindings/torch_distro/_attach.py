@@ -3,7 +3,8 @@
 When the first distro group is made, ``DistributedDataParallel.__init__`` is wrapped (a class
 attribute, so that it works whatever the script imported before). Each DDP module on a distro group
 then gets a forward-pre hook, the one place where it is exchanged, and a communication hook that
-hands its gradient buckets back as they are.
+hands its gradient buckets back as they are. In modes ``ef`` and ``demo`` the communication hook is
+what exchanges, and the forward-pre hook only registers it.
 """
 
 from __future__ import annotations
@@ -40,10 +41,12 @@ class Attachment:
 
     def __init__(self, module: DistributedDataParallel, copied: bool) -> None:
         self.process_group = module.process_group
-        self.group = backends_of(self.process_group)[0].group
+        self._backend = backends_of(self.process_group)[0]
+        self.group = self._backend.group
         # What stats() shows; outlives the module.
         self.record: dict[str, Any] = {"name": type(module.module).__name__, "exchanges": 0}
-        self.synchroniser: Any = None
+        self.synchroniser: Any = None  # weights mode
+        self.gradients: Any = None  # modes ef and demo
         self.names: list[str] = []
         self.shapes: list[torch.Size] = []
         self._hooked = False
@@ -52,9 +55,10 @@ class Attachment:
         if reason := _why_exact(module, self.group):
             self._go_exact(reason)
         else:
+            mode = self.group.mode if self.group.exchanges_gradients else "weights"
             count = sum(parameter.numel() for _, parameter in trainable(module))
-            self._note("weights", f"DDP, {count} trainable parameters")
-            self.group.log("info", f"module {self.name}: weights mode ({self.record['reason']})")
+            self._note(mode, f"DDP, {count} trainable parameters")
+            self.group.log("info", f"module {self.name}: {mode} mode ({self.record['reason']})")
         if not copied:
             self.take_number(module)
 
@@ -75,24 +79,31 @@ class Attachment:
         self._settled = reason in (_ONE_RANK, _DENSE)  # which all ranks have in common
         level = "info" if self._settled else "warning"
         self.group.log(level, f"module {self.name}: exact, nothing is compressed ({reason})")
+        self.gradients = None
+        self._backend.stop_recognising(f"module {self.name}: {reason}")
 
     def take_number(self, module: DistributedDataParallel) -> None:
         """Become one of the group's modules; the order is the same on all ranks. Idempotent."""
-        if self.synchroniser is not None:
+        if self.synchroniser is not None or self.gradients is not None:
             return
         records = _records.setdefault(self.group, [])
         if not any(record is self.record for record in records):
             records.append(self.record)
         if self._settled:
             return
-        weights = self.record["mode"] == "weights"
-        named = trainable(module) if weights else []
+        exact = self.record["mode"] == "exact"
+        named = [] if exact else trainable(module)
         self.names = [name for name, _ in named]
         self.shapes = [parameter.shape for _, parameter in named]
-        self.synchroniser = extension().ModuleSynchroniser(
-            backends_of(self.process_group)[0], [parameter for _, parameter in named], self.names
-        )
-        if not weights:
+        parameters = [parameter for _, parameter in named]
+        core = extension()
+        if self.group.exchanges_gradients:
+            # Ranks agree on each reduction, not on the module.
+            if not exact:
+                self.gradients = core.ModuleGradients(self._backend, parameters, self.names)
+            return
+        self.synchroniser = core.ModuleSynchroniser(self._backend, parameters, self.names)
+        if exact:
             self.synchroniser.stay_exact(self.record["reason"])
             return
         frozen = _frozen(module)
@@ -121,10 +132,15 @@ class Attachment:
             self.sync(module)
 
     def sync(self, module: DistributedDataParallel) -> None:
-        """Exchange the module, or agree that it stays exact. Collective."""
+        """Exchange the module, or agree that it stays exact. Collective in weights mode."""
         if self._settled:
             return
         self.take_number(module)
+        if self.group.exchanges_gradients:
+            if self.gradients is not None and not self._hooked:
+                extension().ModuleGradients.attach(self.gradients, module.reducer)
+                self._hooked = True
+            return
         if self.exchanged and not self._hooked:
             extension().ModuleSynchroniser.attach(self.synchroniser, module.reducer)
             self._hooked = True
@@ -134,7 +150,7 @@ class Attachment:
 
     def average(self) -> bool:
         """The mean by the exchange, if the module is or was exchanged. Collective."""
-        if self.exchanged or self._hooked:
+        if self.synchroniser is not None and (self.exchanged or self._hooked):
             self.synchroniser.average()
             return True
         return False
@@ -150,7 +166,10 @@ class Attachment:
                 "torch_distro: register a communication hook before the first training forward "
                 "(after it the module's gradients are exchanged by the distro backend)"
             )
-        self.leave("the script has a communication hook of its own")
+        reason = "the script has a communication hook of its own"
+        if self.group.exchanges_gradients and self.record["mode"] != "exact":
+            self._go_exact(reason)
+        self.leave(reason)
 
 
 _attachments: weakref.WeakKeyDictionary[nn.Module, Attachment] = weakref.WeakKeyDictionary()
@@ -181,7 +200,7 @@ def _shared(module: DistributedDataParallel) -> list[tuple[str, nn.Parameter]]:
 
 
 def _why_exact(module: DistributedDataParallel, group: Any) -> str:  # noqa: ANN401
-    """Why this module cannot be exchanged in weights mode; empty if it can."""
+    """Why this module cannot be exchanged; empty if it can."""
     if group.world_size == 1:
         return _ONE_RANK
     if group.mode == "dense":
@@ -196,6 +215,8 @@ def _why_exact(module: DistributedDataParallel, group: Any) -> str:  # noqa: ANN
     for name, parameter in named:
         if hasattr(parameter, "_in_backward_optimizers"):
             return f"the optimizer of {name} steps inside backward"
+        if group.exchanges_gradients and parameter.device.type != "cpu":
+            return f"parameter {name} is on {parameter.device}, and mode {group.mode} is of the CPU"
         if parameter.device.type not in ("cpu", "cuda"):
             return f"parameter {name} is on {parameter.device}: neither the CPU nor CUDA"
         if parameter.device != named[0][1].device:
@@ -391,4 +412,7 @@ def add_record(group: Any, name: str, mode: str, reason: str) -> None:  # noqa: 
 
 def modules_of(group: Any) -> list[dict[str, Any]]:  # noqa: ANN401
     """The modules that a group has had, with the mode each got and why."""
+    for attachment in _attachments.values():
+        if attachment.gradients is not None:
+            attachment.record["exchanges"] = attachment.gradients.backwards
     return [dict(record) for record in _records.get(group, [])]

@@ -77,7 +77,10 @@ def make(store: dist.Store, rank: int, size: int, options: Any) -> Any:  # noqa:
 
     handle = core.join(store, rank, size, options._timeout, options.overrides, _inner.devices())
     try:
-        backend = core.ProcessGroupDistro(handle, _inner.make(store, handle, options), options)
+        inner, ordered = _inner.make(store, handle, options), None
+        if handle.exchanges_gradients:
+            ordered = _inner.gloo_of(store, "reductions", handle, options._timeout)
+        backend = core.ProcessGroupDistro(handle, inner, ordered, options)
     except BaseException:
         handle.close()
         raise

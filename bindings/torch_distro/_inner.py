@@ -34,7 +34,7 @@ def make(store: dist.Store, handle: Any, options: Any) -> Any:  # noqa: ANN401 -
         options: the extension's BackendOptions.
     """
     prefix = f"distro/{handle.round}"
-    gloo = _gloo(dist.PrefixStore(f"{prefix}/gloo", store), handle, options._timeout)
+    gloo = gloo_of(store, "gloo", handle, options._timeout)
 
     def nccl() -> Any:  # noqa: ANN401 - a type that torch exports only where it has NCCL
         return _nccl(dist.PrefixStore(f"{prefix}/nccl", store), handle, options)
@@ -53,8 +53,14 @@ def _nccl(store: dist.Store, handle: Any, given: Any) -> Any:  # noqa: ANN401
     return dist.ProcessGroupNCCL(store, handle.rank, handle.world_size, options)
 
 
-def _gloo(store: dist.Store, handle: Any, timeout: datetime.timedelta) -> dist.ProcessGroupGloo:  # noqa: ANN401
-    """On the same address as the exchange."""
+def gloo_of(
+    store: dist.Store,
+    name: str,
+    handle: Any,  # noqa: ANN401
+    timeout: datetime.timedelta,
+) -> dist.ProcessGroupGloo:
+    """A Gloo on the same address as the exchange; `name` tells it from the group's others."""
+    store = dist.PrefixStore(f"distro/{handle.round}/{name}", store)
     options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._timeout = timeout
     options._devices = [_gloo_device(handle.bind_address or "127.0.0.1")]

@@ -16,14 +16,21 @@ class Options:
 
     Args:
         mode: ``auto`` (``weights`` where a wrapped module is found, exact elsewhere), ``weights``,
-            ``dense`` (everything exact).
-        k: entries kept of each 4096 weights, 1 to 4096.
+            ``ef`` (gradients are compressed, with error feedback), ``demo`` (DeMo: signs, for plain
+            SGD), ``dense`` (everything exact).
+        k: entries kept of each 4096 weights or gradients, 1 to 4096.
         gain: what the mean of the ranks' moves is multiplied by: ``auto`` (square root of the
             number of ranks for optimizers that normalise, 1 for SGD) or a number.
         delay: 1: an exchange travels during the next step; 0: each step waits for it.
         share: weight of a rank's unsent moves in its own weights: ``auto`` (gain / ranks) or 0 to
             1.
         value_bits: 1 (sign and shared scale) or 32 (exact values).
+        min_elements: ``ef``, ``demo``: elements of the smallest reduction that is compressed
+            (4096).
+        transform: ``ef``, ``demo``: ``dct`` (of blocks of 64 x 64) or ``none``.
+        beta: ``ef``, ``demo``: decay of the unsent gradient at each step, 0 to 1 (1 in ``ef``,
+            0.999 in ``demo``).
+        reduce_scatter: ``ef``, ``demo``: ``exact``, or ``compress`` the reduce-scatter of FSDP.
         transport: ``tcp``, ``ipc`` (ranks of one host), ``inproc`` (ranks that are threads), or the
             path of a shared library (docs/transports.md).
         topology: ``mesh``.
@@ -33,8 +40,8 @@ class Options:
         stats: path of a JSON file of counters, written at exit, one a rank.
         log: ``warning``, ``info``, ``debug``, ``error``.
         isa: ``auto``, ``scalar``, ``avx2``, ``avx512``; for tests.
-        site, min_elements, relay, rate_limit, transform, beta, reduce_scatter, curve_secret_file,
-            curve_peers_file: of later versions; anything but their default is refused.
+        site, relay, rate_limit, curve_secret_file, curve_peers_file: of later versions; anything
+            but their default is refused.
     """
 
     mode: Literal["auto", "weights", "ef", "demo", "dense"] | None = None
@@ -57,9 +64,9 @@ class Options:
     min_elements: int | None = None
     relay: str | None = None
     rate_limit: int | None = None
-    transform: str | None = None
+    transform: Literal["dct", "none"] | None = None
     beta: float | None = None
-    reduce_scatter: str | None = None
+    reduce_scatter: Literal["exact", "compress"] | None = None
     curve_secret_file: str | None = None
     curve_peers_file: str | None = None
 

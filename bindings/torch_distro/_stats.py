@@ -39,8 +39,9 @@ def stats(group: dist.ProcessGroup | None = None) -> dict[str, Any]:
         ``exact_bytes`` (handed to the inner backend). Counts: ``exchanges``, ``reductions``,
         ``exact``, ``resent_frames``, ``reconnects``, ``resyncs``, ``participants``. Seconds:
         ``encode_seconds``, ``decode_seconds``, ``wait_seconds``. ``reference_checksum``: of the
-        reference weights, summed over the modules, equal on all ranks. ``modules``: a list of dicts
-        with ``name``, ``mode`` and ``reason``.
+        reference weights (modes ``ef`` and ``demo``: of the last decoded gradients), equal on all
+        ranks; a sum over the modules. ``modules``: a list of dicts with ``name``, ``mode`` and
+        ``reason``.
 
     Raises:
         ValueError: the group has no distro backend.

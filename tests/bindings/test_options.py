@@ -20,10 +20,7 @@ def _nothing(rank: int, size: int) -> bool:
     [
         ({"DISTRO_K": "0"}, ["DISTRO_K=0", "1 to 4096"]),
         ({"DISTRO_MODUS": "dense"}, ["DISTRO_MODUS", "DISTRO_MODE"]),
-        (
-            {"DISTRO_MODE": "demo"},
-            ["DISTRO_MODE=demo", "not available yet", "auto, weights, dense"],
-        ),
+        ({"DISTRO_MODE": "fast"}, ["DISTRO_MODE=fast", "auto, weights, ef, demo, dense"]),
     ],
 )
 def test_a_bad_variable_is_a_value_error_that_lists_what_is_allowed(
@@ -99,6 +96,14 @@ def test_option_errors_are_value_errors() -> None:
     assert issubclass(extension().OptionError, ValueError)
     with pytest.raises(ValueError, match="Allowed"):
         extension().check_options({"DISTRO_DELAY": "2"}, {})
+    options = torch_distro.Options(
+        mode="ef", beta=0.95, reduce_scatter="compress", transform="none"
+    )
+    agreed = extension().check_options({"DISTRO_MIN_ELEMENTS": "9"}, options.overrides())
+    assert agreed["beta"] == "0.95"
+    assert agreed["min_elements"] == "9"
+    with pytest.raises(ValueError, match=r"Options\(beta\) means nothing in mode weights"):
+        extension().check_options({"DISTRO_MODE": "weights"}, {"beta": "0.95"})
     with pytest.raises(TypeError):
         torch_distro.Options(6)  # type: ignore[misc]
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "backend/exchange/envelope.h"
+#include "backend/exchange/reduction_message.h"
 
 // Whatever a peer sends is either refused with an EnvelopeError or opens to what seals to the same
 // bytes.
@@ -21,10 +22,13 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     // The check makes this the rule: so also open the input as the body of a well sealed message.
   }
   const auto message = seal(
-      {.kind = static_cast<MessageKind>(size % 6), .flags = static_cast<std::uint16_t>(size % 5)},
+      {.kind = static_cast<MessageKind>(size % 7), .flags = static_cast<std::uint16_t>(size % 9)},
       input);
   try {
-    static_cast<void>(open(message));
+    const auto opened = open(message);
+    if (opened.envelope.kind == MessageKind::reduction) {
+      static_cast<void>(read_reduction(opened, 100));
+    }
   } catch (const EnvelopeError&) {
     return 0;
   }

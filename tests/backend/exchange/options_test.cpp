@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
+
 namespace distro::exchange {
 namespace {
 
@@ -109,9 +111,7 @@ TEST(Options, ATransportByPathIsLoadedAndNamedByWhatItIs) {
 
 TEST(Options, ThoseOfLaterVersionsAreNotAvailableYet) {
   for (const auto& [variable, value] :
-       std::vector<std::pair<std::string, std::string>>{{"DISTRO_MODE", "ef"},
-                                                        {"DISTRO_MODE", "demo"},
-                                                        {"DISTRO_SITE", "host"},
+       std::vector<std::pair<std::string, std::string>>{{"DISTRO_SITE", "host"},
                                                         {"DISTRO_TOPOLOGY", "hub"},
                                                         {"DISTRO_RELAY", "tcp://a:1"},
                                                         {"DISTRO_RATE_LIMIT", "1000"},
@@ -119,8 +119,49 @@ TEST(Options, ThoseOfLaterVersionsAreNotAvailableYet) {
     EXPECT_NE(message_of({{variable, value}}, {}).find("not available yet"), std::string::npos)
         << variable;
   }
-  EXPECT_NE(message_of({}, {{"reduce_scatter", "compress"}}).find("not available yet"),
-            std::string::npos);
+}
+
+TEST(Options, GradientModesHaveTheirOwn) {
+  const Options ef = resolve_options({{"DISTRO_MODE", "ef"}, {"DISTRO_MIN_ELEMENTS", "100"}}, {});
+  EXPECT_EQ(ef.min_elements, 100U);
+  EXPECT_EQ(ef.gradient_config().method, plugins::GradientMethod::ef);
+  EXPECT_EQ(ef.gradient_config().transform, plugins::Transform::dct);
+  EXPECT_EQ(ef.gradient_config().beta, 1.0F);
+  EXPECT_FALSE(ef.compress_reduce_scatter);
+
+  const Options demo = resolve_options({{"DISTRO_MODE", "demo"}}, {});
+  EXPECT_EQ(demo.gradient_config().method, plugins::GradientMethod::demo);
+  EXPECT_EQ(demo.gradient_config().beta, 0.999F);
+
+  const Options given = resolve_options({}, {{"mode", "demo"},
+                                             {"beta", "0.5"},
+                                             {"transform", "none"},
+                                             {"reduce_scatter", "compress"},
+                                             {"value_bits", "32"},
+                                             {"k", "64"}});
+  EXPECT_EQ(given.gradient_config().beta, 0.5F);
+  EXPECT_EQ(given.gradient_config().transform, plugins::Transform::none);
+  EXPECT_EQ(given.gradient_config().value_bits, 32U);
+  EXPECT_EQ(given.gradient_config().k, 64U);
+  EXPECT_TRUE(given.compress_reduce_scatter);
+  EXPECT_NE(given.agreed(), demo.agreed());
+  EXPECT_NE(message_of({}, {{"mode", "ef"}, {"beta", "1.5"}}).find("0 to 1"), std::string::npos);
+}
+
+TEST(Options, OneForExpertsThatMeansNothingInTheModeIsAnErrorThatSaysSo) {
+  for (const auto& [mode, option, value] :
+       std::vector<std::array<std::string, 3>>{{"auto", "beta", "0.9"},
+                                               {"weights", "transform", "dct"},
+                                               {"dense", "reduce_scatter", "exact"},
+                                               {"weights", "min_elements", "10"},
+                                               {"dense", "value_bits", "32"},
+                                               {"ef", "share", "0.5"}}) {
+    const auto message = message_of({{"DISTRO_MODE", mode}}, {{option, value}});
+    EXPECT_NE(message.find("Options(" + option + ") means nothing in mode " + mode),
+              std::string::npos)
+        << message;
+  }
+  EXPECT_EQ(message_of({{"DISTRO_MODE", "weights"}, {"DISTRO_MIN_ELEMENTS", "10"}}, {}), "");
 }
 
 }  // namespace

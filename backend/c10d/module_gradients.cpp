@@ -1,0 +1,96 @@
+#include "backend/c10d/module_gradients.h"
+
+#include <utility>
+
+#include "backend/c10d/errors.h"
+#include "backend/c10d/gradient_reductions.h"
+#include "backend/c10d/tensors.h"
+
+namespace distro::c10d_backend {
+namespace {
+
+// DDP's end of it; dies with the reducer.
+class CommHook : public c10d::CommHookInterface {
+ public:
+  explicit CommHook(std::shared_ptr<ModuleGradients> module) : module_(std::move(module)) {}
+  c10::intrusive_ptr<c10::ivalue::Future> runHook(c10d::GradBucket& bucket) override {
+    return module_->on_bucket(bucket);
+  }
+  at::Tensor parseHookResult(const c10::IValue& result) override {
+    return c10d::detail::parseCppCommHookResult(result);
+  }
+
+ private:
+  const std::shared_ptr<ModuleGradients> module_;
+};
+
+}  // namespace
+
+ModuleGradients::ModuleGradients(const c10::intrusive_ptr<ProcessGroupDistro>& backend,
+                                 std::vector<at::Tensor> parameters,
+                                 const std::vector<std::string>& names)
+    : reductions_(backend->gradients()),
+      inner_(backend->inner()),
+      parameters_(std::move(parameters)) {
+  TORCH_CHECK_VALUE(reductions_, "this process group reduces no gradients by itself (mode ",
+                    exchange::name_of(backend->group()->options().mode), ")");
+  TORCH_CHECK_VALUE(parameters_.size() == names.size(),
+                    "as many names as parameters are needed, got ", names.size(), " and ",
+                    parameters_.size());
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    names_.emplace(parameters_[i].unsafeGetTensorImpl(), names[i]);
+  }
+}
+
+void ModuleGradients::attach(const std::shared_ptr<ModuleGradients>& module,
+                             const std::shared_ptr<c10d::Reducer>& reducer) {
+  reducer->register_comm_hook(std::make_unique<CommHook>(module));
+}
+
+c10::intrusive_ptr<c10::ivalue::Future> ModuleGradients::exact_mean(at::Tensor& buffer) {
+  auto& group = *reductions_->group();
+  // With a hook DDP does not divide.
+  buffer.div_(group.world_size());
+  std::vector<at::Tensor> tensors = {buffer};
+  c10::intrusive_ptr<c10::ivalue::Future> future;
+  translate(group, "the all-reduce of a gradient bucket",
+            [&] { future = inner_->allreduce(tensors)->getFuture(); });
+  group.counters().exact.fetch_add(1, std::memory_order_relaxed);
+  if (buffer.layout() == at::kStrided) {
+    group.counters().exact_bytes.fetch_add(buffer.nbytes(), std::memory_order_relaxed);
+  }
+  return future;
+}
+
+c10::intrusive_ptr<c10::ivalue::Future> ModuleGradients::on_bucket(c10d::GradBucket& bucket) {
+  if (bucket.isLast()) {
+    ++backwards_;
+  }
+  at::Tensor& buffer = bucket.getBufferRef();
+  const auto& options = reductions_->group()->options();
+  if (!is_candidate(buffer, c10d::ReduceOp::SUM, options.min_elements)) {
+    return exact_mean(buffer);
+  }
+  const auto parameters = bucket.getParameters();
+  const auto gradients = bucket.getGradients();
+  const auto type = *codec_type(buffer.scalar_type());
+  std::vector<exchange::TensorSpec> specs;
+  Residuals residuals;
+  {
+    const std::lock_guard lock(mutex_);
+    for (std::size_t i = 0; i < parameters.size(); ++i) {
+      const void* key = parameters[i].unsafeGetTensorImpl();
+      auto& residual = residuals_[key];
+      if (!residual) {
+        residual = std::make_shared<plugins::Residual>();
+      }
+      residuals.push_back(residual);
+      const auto name = names_.find(key);
+      specs.push_back(
+          {name == names_.end() ? "(unnamed)" : name->second, type, gradients[i].sizes().vec()});
+    }
+  }
+  return reductions_->mean(buffer, std::move(specs), gradients, std::move(residuals))->getFuture();
+}
+
+}  // namespace distro::c10d_backend
