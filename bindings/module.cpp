@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "backend/c10d/errors.h"
+#include "backend/c10d/interpreter_end.h"
 #include "backend/c10d/module_synchroniser.h"
 #include "backend/c10d/process_group_distro.h"
 #include "backend/c10d/store.h"
@@ -131,6 +132,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
 
   using release_gil = py::call_guard<py::gil_scoped_release>;
 
+  module.def("begin_interpreter_end", &distro::c10d_backend::begin_interpreter_end,
+             "To be called at exit, before the groups are closed.");
   module.def(
       "check_options",
       [](const StringMap& environment, const StringMap& overrides) {
@@ -158,7 +161,16 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
              using distro::transport::LogLevel;
              group.log(level == "warning" ? LogLevel::warning : LogLevel::info, message);
            })
-      .def("close", &Group::close, release_gil());
+      .def("close", &Group::close, release_gil())
+      .def("leave", &Group::leave, py::arg("reason"), release_gil(),
+           "Close because this rank has failed: the others are told why.")
+      .def(
+          "fail",
+          [](Group& group, const std::string& operation, const std::string& reason) {
+            distro::c10d_backend::fail_inner(group, operation, reason);
+          },
+          py::arg("operation"), py::arg("reason"), release_gil(),
+          "Raise DistBackendError for a failure of the inner backend, naming the rank to blame.");
 
   module.def(
       "join", &join, py::arg("store"), py::arg("rank"), py::arg("world_size"), py::arg("timeout"),
@@ -169,8 +181,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       module, "ProcessGroupDistro")
       .def(py::init(
                [](std::shared_ptr<Group> group, const c10::intrusive_ptr<c10d::Backend>& inner) {
-                 return c10::make_intrusive<ProcessGroupDistro>(std::move(group),
-                                                                distro::c10d_backend::share(inner));
+                 return c10::make_intrusive<ProcessGroupDistro>(
+                     std::move(group), distro::c10d_backend::InnerBackend(inner));
                }),
            py::arg("group"), py::arg("inner"))
       .def_property_readonly("group", &ProcessGroupDistro::group);

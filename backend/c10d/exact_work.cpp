@@ -1,12 +1,28 @@
 #include "backend/c10d/exact_work.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "backend/c10d/errors.h"
+#include "backend/c10d/interpreter_end.h"
 #include "backend/c10d/python_lock.h"
 
 namespace distro::c10d_backend {
 namespace {
+
+using std::chrono::milliseconds;
+
+// How often a wait looks whether a rank was lost in the meantime. Longer: the news is late;
+// shorter: the thread wakes for nothing.
+constexpr milliseconds kLookAgain{200};
+
+// How long a collective may go on after a rank was lost, for the inner backend to notice by itself.
+// Shorter: a collective that was about to end is given up; longer: so is the error.
+constexpr milliseconds kGrace{1000};
+
+transport::Deadline until(milliseconds timeout) {
+  return timeout == kNoTimeout ? transport::Deadline::max() : transport::Clock::now() + timeout;
+}
 
 // Null where the inner Work has no future: it does its last part in wait().
 c10::intrusive_ptr<c10::ivalue::Future> future_of(c10d::Work& work, c10d::OpType operation) {
@@ -17,6 +33,23 @@ c10::intrusive_ptr<c10::ivalue::Future> future_of(c10d::Work& work, c10d::OpType
     return work.getFuture();
   } catch (const c10::Error&) {
     return nullptr;
+  }
+}
+
+// Pass on what the inner future got.
+void complete(c10::ivalue::Future& future, exchange::Group& group, const std::string& operation,
+              const std::function<void()>& last_act, c10::ivalue::Future& done) {
+  if (done.hasError()) {
+    future.setError(translated(group, operation, done.exception_ptr()));
+    return;
+  }
+  try {
+    if (last_act) {
+      last_act();
+    }
+    future.markCompleted(done.value());
+  } catch (...) {
+    future.setError(std::current_exception());
   }
 }
 
@@ -42,20 +75,13 @@ ExactWork::ExactWork(c10::intrusive_ptr<c10d::Work> inner, std::shared_ptr<excha
                                                      inner_future->devices());
   // Runs in the inner backend's thread (or here, if it is done already). Holds no reference to this
   // Work.
-  inner_future->addCallback([future = future_, group = group_, operation_name = operation_,
+  inner_future->addCallback([future = future_, completion = completion_, group = group_,
+                             operation_name = operation_,
                              act = std::move(last_act)](c10::ivalue::Future& done) {
-    if (done.hasError()) {
-      future->setError(translated(*group, operation_name, done.exception_ptr()));
-      return;
-    }
-    try {
-      if (act) {
-        act();
-      }
-      future->markCompleted(done.value());
-    } catch (...) {
-      future->setError(std::current_exception());
-    }
+    complete(*future, *group, operation_name, act, done);
+    const std::lock_guard lock(completion->mutex);
+    completion->done = true;
+    completion->changed.notify_all();
   });
 }
 
@@ -83,16 +109,73 @@ void ExactWork::synchronize() {
   wait();
 }
 
-bool ExactWork::wait(std::chrono::milliseconds timeout) {
-  bool done = false;
-  if (!completed_by_wait_) {
+// The inner backend waits for a lost rank until its time-out, unless a connection breaks.
+void ExactWork::check_lost(Deadline& give_up_at) const {
+  const auto lost = group_->lost();
+  if (!lost) {
+    return;
+  }
+  const auto now = transport::Clock::now();
+  if (give_up_at == Deadline::max()) {
+    give_up_at = now + kGrace;
+  } else if (now >= give_up_at) {
+    fail_lost(*group_, operation_, *lost);
+  }
+}
+
+void ExactWork::wait_for_future(milliseconds timeout) {
+  const Deadline deadline = until(timeout);
+  Deadline give_up_at = Deadline::max();
+  std::unique_lock lock(completion_->mutex);
+  while (!completion_->done) {
+    const auto now = transport::Clock::now();
+    if (now >= deadline) {
+      fail_wait(*group_, operation_, timeout);
+    }
+    completion_->changed.wait_until(lock, std::min(deadline, now + kLookAgain));
+    if (!completion_->done) {
+      check_lost(give_up_at);
+    }
+  }
+}
+
+// Of send and receive a wait that times out breaks the inner backend's connections, so they wait in
+// one piece.
+void ExactWork::wait_for_inner(milliseconds timeout) {
+  if (c10d::isP2POp(retrieveOpType())) {
+    inner_->wait(timeout);
+    return;
+  }
+  const Deadline deadline = until(timeout);
+  Deadline give_up_at = Deadline::max();
+  while (!inner_->isCompleted()) {
     try {
-      done = inner_->wait(timeout);
+      inner_->wait(kLookAgain);
     } catch (...) {
-      if (!future_->completed()) {  // the wait itself timed out; otherwise the future has the
-                                    // error, translated
-        std::rethrow_exception(translated(*group_, operation_, std::current_exception()));
+      if (inner_->isCompleted()) {
+        throw;
       }
+    }
+    if (transport::Clock::now() >= deadline) {
+      fail_wait(*group_, operation_, timeout);
+    }
+    check_lost(give_up_at);
+  }
+  inner_->wait(kNoTimeout);
+}
+
+bool ExactWork::wait(milliseconds timeout) {
+  struct AtEnd {
+    ~AtEnd() { stay_if_interpreter_ends(); }
+  };
+  const AtEnd at_end;
+  if (!completed_by_wait_) {
+    wait_for_future(timeout);
+    bool done = false;
+    try {
+      done = inner_->wait(kNoTimeout);
+    } catch (...) {
+      // The future has it, translated.
     }
     future_->waitAndThrow();
     return done;
@@ -103,7 +186,7 @@ bool ExactWork::wait(std::chrono::milliseconds timeout) {
     return true;
   }
   try {
-    translate(*group_, operation_, [&] { done = inner_->wait(timeout); });
+    translate(*group_, operation_, [&] { wait_for_inner(timeout); });
     if (last_act_) {
       last_act_();
     }
@@ -112,7 +195,7 @@ bool ExactWork::wait(std::chrono::milliseconds timeout) {
     future_->setError(std::current_exception());
     throw;
   }
-  return done;
+  return true;
 }
 
 void ExactWork::abort() { inner_->abort(); }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <condition_variable>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -32,6 +33,14 @@ class ExactWork : public c10d::Work {
   uint64_t getSequencenumber() const override;
 
  private:
+  // When the future was completed: what waits with a deadline.
+  struct Completion {
+    std::mutex mutex;
+    std::condition_variable changed;
+    bool done = false;  // guarded by mutex
+  };
+  using Deadline = transport::Deadline;
+
   const c10::intrusive_ptr<c10d::Work> inner_;
   const std::shared_ptr<exchange::Group> group_;
   const std::string operation_;
@@ -39,9 +48,14 @@ class ExactWork : public c10d::Work {
   // Completed by the inner Work's future; where it has none (gloo's reduce-scatter, send, receive),
   // by wait().
   c10::intrusive_ptr<c10::ivalue::Future> future_;
+  const std::shared_ptr<Completion> completion_ = std::make_shared<Completion>();
   bool completed_by_wait_ = false;
   std::function<void()> last_act_;  // where wait() is to run it
   std::mutex wait_mutex_;
+
+  void wait_for_future(std::chrono::milliseconds timeout);
+  void wait_for_inner(std::chrono::milliseconds timeout);
+  void check_lost(Deadline& give_up_at) const;
 };
 
 }  // namespace distro::c10d_backend

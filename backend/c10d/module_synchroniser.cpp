@@ -7,6 +7,7 @@
 
 #include "backend/c10d/errors.h"
 #include "backend/c10d/exact_collectives.h"
+#include "backend/c10d/exact_work.h"
 
 namespace distro::c10d_backend {
 namespace {
@@ -170,8 +171,12 @@ c10::intrusive_ptr<c10::ivalue::Future> ModuleSynchroniser::on_bucket(c10d::Grad
     buffer.div_(group_->world_size());
     std::vector<at::Tensor> tensors = {buffer};
     c10::intrusive_ptr<c10::ivalue::Future> future;
-    translate(*group_, "the all-reduce of a gradient bucket",
-              [&] { future = inner_->allreduce(tensors)->getFuture(); });
+    translate(*group_, "the all-reduce of a gradient bucket", [&] {
+      future =
+          c10::make_intrusive<ExactWork>(inner_->allreduce(tensors), group_,
+                                         c10d::OpType::ALLREDUCE, tensors, std::function<void()>{})
+              ->getFuture();
+    });
     group_->counters().exact.fetch_add(1, std::memory_order_relaxed);
     group_->counters().exact_bytes.fetch_add(buffer.nbytes(), std::memory_order_relaxed);
     return future;

@@ -50,6 +50,7 @@ ProcessGroupDistro::ProcessGroupDistro(std::shared_ptr<exchange::Group> group, I
       group_(std::move(group)),
       inner_(std::move(inner)) {
   init();
+  group_->on_close([backend = inner_] { backend.release(); });
 }
 
 ProcessGroupDistro::~ProcessGroupDistro() {
@@ -231,8 +232,8 @@ void ProcessGroupDistro::setTimeout(std::chrono::milliseconds timeout) {
 }
 
 void ProcessGroupDistro::shutdown() {
+  const WithoutPythonLock without_lock;
   group_->close();
-  inner_->shutdown();
 }
 
 void ProcessGroupDistro::abort() {

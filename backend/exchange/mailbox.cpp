@@ -19,6 +19,14 @@ constexpr std::size_t kMaxStoredBytes = std::size_t{1} << 30;
 // sorted it in. Longer delays such a thread, shorter wakes it for nothing.
 constexpr std::chrono::milliseconds kLookAgain{20};
 
+// "average() (after exchange 7)": what the script was doing.
+std::string place(MessageKind kind, std::uint64_t exchange) {
+  static constexpr std::string_view kNames[] = {"", "first training forward", "exchange",
+                                                "average()", "description"};
+  return fmt::format("{} (after exchange {})", kNames[static_cast<std::size_t>(kind)],
+                     kind == MessageKind::step ? exchange - 1 : exchange);
+}
+
 }  // namespace
 
 Mailbox::Mailbox(transport::Channel& channel, Counters& counters, int rank, int world_size)
@@ -67,18 +75,12 @@ bool Mailbox::fetch(int peer, const transport::Deadline* until) {
 }
 
 std::string Mailbox::mismatch(int peer, const Subject& subject, const Envelope& got) const {
-  static constexpr std::string_view kNames[] = {"", "first training forward", "exchange",
-                                                "average()", "description"};
-  const auto name = [](MessageKind kind, std::uint64_t exchange) {
-    return fmt::format("{} (after exchange {})", kNames[static_cast<std::size_t>(kind)],
-                       kind == MessageKind::step ? exchange - 1 : exchange);
-  };
   return fmt::format(
       "rank {}: rank {} is at its {} of module {} where this rank is at its {}. All ranks must do "
       "the same training forwards "
       "and calls of average() in the same order.",
-      rank_, peer, name(got.kind, got.exchange), subject.module,
-      name(subject.kind, subject.exchange));
+      rank_, peer, place(got.kind, got.exchange), subject.module,
+      place(subject.kind, subject.exchange));
 }
 
 Letter Mailbox::take(int peer, const Subject& subject, transport::Deadline deadline) {
@@ -111,9 +113,10 @@ Letter Mailbox::take(int peer, const Subject& subject, transport::Deadline deadl
         const std::chrono::duration<double> waited = transport::Clock::now() - start;
         throw transport::PeerTimeout(
             peer, fmt::format("rank {}: rank {} is late: waited {:.1f} s (the group's time-out) "
-                              "for its exchange {} of module {}. It is "
-                              "connected, so it hangs or computes; look at its log.",
-                              rank_, peer, waited.count(), subject.exchange, subject.module));
+                              "for its {} of module {}. It hangs, or computes, or its "
+                              "script does something else; look at its log.",
+                              rank_, peer, waited.count(), place(subject.kind, subject.exchange),
+                              subject.module));
       }
     }
   }

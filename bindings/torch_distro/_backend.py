@@ -54,7 +54,11 @@ def create(group: Any, pg_options: object = None) -> Any:  # noqa: ANN401 - torc
     rank, size, timeout = group.group_rank, group.group_size, group.timeout
     handle = core.join(group.store, rank, size, timeout, overrides)
     try:
-        inner = _gloo(dist.PrefixStore(f"distro/{handle.round}/gloo", group.store), handle, timeout)
+        store = dist.PrefixStore(f"distro/{handle.round}/gloo", group.store)
+        try:
+            inner = _gloo(store, handle, timeout)
+        except RuntimeError as error:
+            handle.fail("init_process_group", str(error))
         backend = core.ProcessGroupDistro(handle, inner)
     except BaseException:
         handle.close()
