@@ -63,6 +63,9 @@ c10::intrusive_ptr<Work> ProcessGroupDistro::exact(OpType operation, std::size_t
                                                    std::function<void()> last_act) {
   group_->counters().exact.fetch_add(1, std::memory_order_relaxed);
   group_->counters().exact_bytes.fetch_add(bytes, std::memory_order_relaxed);
+  if (const auto lost = group_->lost()) {
+    fail_lost(*group_, c10d::opTypeToString(operation), *lost);
+  }
   c10::intrusive_ptr<Work> inner_work;
   translate(*group_, c10d::opTypeToString(operation), [&] { inner_work = start(); });
   return c10::make_intrusive<ExactWork>(std::move(inner_work), group_, operation,
