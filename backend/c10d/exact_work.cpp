@@ -140,7 +140,9 @@ void ExactWork::wait_for_future(milliseconds timeout) {
 }
 
 // Of send and receive a wait that times out breaks the inner backend's connections, so they wait in
-// one piece.
+// one piece. Others may be waited for in slices. They don't tell a slice that has passed from a
+// failure, nor (gloo's reduce-scatter) whether they are complete; but what has failed says so at
+// once.
 void ExactWork::wait_for_inner(milliseconds timeout) {
   if (c10d::isP2POp(retrieveOpType())) {
     inner_->wait(timeout);
@@ -148,11 +150,13 @@ void ExactWork::wait_for_inner(milliseconds timeout) {
   }
   const Deadline deadline = until(timeout);
   Deadline give_up_at = Deadline::max();
-  while (!inner_->isCompleted()) {
+  for (;;) {
+    const auto began = transport::Clock::now();
     try {
       inner_->wait(kLookAgain);
+      return;
     } catch (...) {
-      if (inner_->isCompleted()) {
+      if (transport::Clock::now() - began < kLookAgain) {
         throw;
       }
     }
@@ -161,7 +165,6 @@ void ExactWork::wait_for_inner(milliseconds timeout) {
     }
     check_lost(give_up_at);
   }
-  inner_->wait(kNoTimeout);
 }
 
 bool ExactWork::wait(milliseconds timeout) {
