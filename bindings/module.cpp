@@ -9,6 +9,7 @@
 #include <torch/csrc/distributed/c10d/Store.hpp>
 #include <vector>
 
+#include "backend/c10d/capabilities.h"
 #include "backend/c10d/errors.h"
 #include "backend/c10d/interpreter_end.h"
 #include "backend/c10d/module_synchroniser.h"
@@ -22,6 +23,7 @@ namespace {
 
 using distro::c10d_backend::ModuleSynchroniser;
 using distro::c10d_backend::ProcessGroupDistro;
+using BackendOptions = ProcessGroupDistro::Options;
 using distro::exchange::Group;
 using distro::exchange::StringMap;
 
@@ -123,6 +125,17 @@ std::shared_ptr<Group> join(const c10::intrusive_ptr<c10d::Store>& store, int ra
   }
 }
 
+// The backend of a group that is split off is made as every other is: in Python, where torch lets
+// the inner one be made.
+c10::intrusive_ptr<c10d::Backend> make_child(const c10::intrusive_ptr<c10d::Store>& store, int rank,
+                                             int size,
+                                             const c10::intrusive_ptr<BackendOptions>& options) {
+  const py::gil_scoped_acquire lock;
+  return py::module_::import("torch_distro._backend")
+      .attr("make")(store, rank, size, options)
+      .cast<c10::intrusive_ptr<c10d::Backend>>();
+}
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
@@ -177,15 +190,45 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       py::arg("overrides"), release_gil(),
       "Meet the other ranks in the store. Raises OptionError, torch.distributed.DistBackendError.");
 
+  py::class_<BackendOptions, c10d::Backend::Options, c10::intrusive_ptr<BackendOptions>>(
+      module, "BackendOptions", "What a group was made with, so that one like it can be split off.")
+      .def(py::init([](std::chrono::milliseconds timeout, StringMap overrides,
+                       std::vector<std::uint64_t> global_ranks) {
+             auto options = c10::make_intrusive<BackendOptions>(timeout);
+             options->overrides = std::move(overrides);
+             options->global_ranks_in_group = std::move(global_ranks);
+             return options;
+           }),
+           py::arg("timeout"), py::arg("overrides"), py::arg("global_ranks"))
+      .def_readonly("overrides", &BackendOptions::overrides)
+      .def("__deepcopy__", [](const BackendOptions& options, const py::dict&) {
+        return c10::make_intrusive<BackendOptions>(options);
+      });
+
+  py::dict inherited;
+  for (const auto& member : distro::c10d_backend::kInheritedMembers) {
+    inherited[member.name] = member.reason;
+  }
+  module.attr("INHERITED_MEMBERS") = inherited;
+
   py::class_<ProcessGroupDistro, c10d::Backend, c10::intrusive_ptr<ProcessGroupDistro>>(
       module, "ProcessGroupDistro")
-      .def(py::init(
-               [](std::shared_ptr<Group> group, const c10::intrusive_ptr<c10d::Backend>& inner) {
-                 return c10::make_intrusive<ProcessGroupDistro>(
-                     std::move(group), distro::c10d_backend::InnerBackend(inner));
-               }),
-           py::arg("group"), py::arg("inner"))
-      .def_property_readonly("group", &ProcessGroupDistro::group);
+      .def(py::init([](std::shared_ptr<Group> group, const c10::intrusive_ptr<c10d::Backend>& inner,
+                       c10::intrusive_ptr<BackendOptions> options) {
+             return c10::make_intrusive<ProcessGroupDistro>(
+                 std::move(group), distro::c10d_backend::InnerBackend(inner), std::move(options),
+                 &make_child);
+           }),
+           py::arg("group"), py::arg("inner"), py::arg("options"))
+      .def_property_readonly("group", &ProcessGroupDistro::group)
+      .def(
+          "perform_nocolor_split", [](const ProcessGroupDistro&, const py::object&) {},
+          py::arg("device"),
+          "What torch calls on ranks that are not in a group that is split off: nothing to do.")
+      .def(
+          "last_operations",
+          [](const ProcessGroupDistro& backend) { return backend.operations()->text(); },
+          "The last operations of this rank, oldest first, as an error's log line has them.");
 
   py::class_<ModuleSynchroniser, std::shared_ptr<ModuleSynchroniser>>(module, "ModuleSynchroniser")
       .def(py::init<const c10::intrusive_ptr<ProcessGroupDistro>&, std::vector<at::Tensor>,

@@ -109,6 +109,11 @@ void remove_stale_directories(const std::filesystem::path& parent, const std::st
 
 }  // namespace
 
+bool is_every_address(const std::string& text) {
+  const auto address = parse_ip(text);
+  return address && address->wildcard;
+}
+
 TcpPlan plan_tcp(const ChannelConfig& config) {
   const std::string& wanted = config.bind_address;
   auto address = parse_ip(wanted);

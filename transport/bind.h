@@ -22,6 +22,10 @@ struct TcpPlan {
 /// do.
 TcpPlan plan_tcp(const ChannelConfig& config);
 
+/// Whether this is the address that stands for all of a host's ("0.0.0.0", "::"), which peers
+/// cannot connect to.
+bool is_every_address(const std::string& text);
+
 std::string tcp_endpoint(std::string_view host, std::uint16_t port);
 
 /// A new directory that only this user can enter, for the Unix socket of one rank; removed with the

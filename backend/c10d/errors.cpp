@@ -12,18 +12,23 @@ namespace {
 // the error.
 constexpr std::chrono::milliseconds kPatience{2000};
 
-[[noreturn]] void fail(const std::string& message) { C10_THROW_ERROR(DistBackendError, message); }
+// An error from which the group does not recover.
+[[noreturn]] void fail(const exchange::Group& group, const std::string& message) {
+  group.report_failure(message);
+  C10_THROW_ERROR(DistBackendError, message);
+}
 
 }  // namespace
 
 void fail_inner(exchange::Group& group, const std::string& operation, const std::string& reason) {
   if (const auto suspect = group.suspect(kPatience)) {
     group.abort(suspect->rank(), suspect->what());
-    fail(fmt::format("rank {}: {} failed because of rank {}: {} (the inner backend says: {})",
+    fail(group,
+         fmt::format("rank {}: {} failed because of rank {}: {} (the inner backend says: {})",
                      group.rank(), operation, suspect->rank(), suspect->what(), reason));
   }
-  fail(
-      fmt::format("rank {}: {} failed in the inner backend although all ranks answer; one of them "
+  fail(group, fmt::format(
+                  "rank {}: {} failed in the inner backend although all ranks answer; one of them "
                   "may not have come to this collective (TORCH_DISTRIBUTED_DEBUG=DETAIL names it), "
                   "or its log tells more: {}",
                   group.rank(), operation, reason));
@@ -31,14 +36,8 @@ void fail_inner(exchange::Group& group, const std::string& operation, const std:
 
 void fail_lost(exchange::Group& group, const std::string& operation,
                const transport::PeerError& lost) {
-  fail(fmt::format("rank {}: {} failed because of rank {}: {}", group.rank(), operation,
-                   lost.rank(), lost.what()));
-}
-
-void fail_wait(exchange::Group& group, const std::string& operation,
-               std::chrono::milliseconds timeout) {
-  fail(fmt::format("rank {}: {} has not ended within the {} ms that wait() was given", group.rank(),
-                   operation, timeout.count()));
+  fail(group, fmt::format("rank {}: {} failed because of rank {}: {}", group.rank(), operation,
+                          lost.rank(), lost.what()));
 }
 
 void translate(exchange::Group& group, const std::string& operation,
@@ -49,9 +48,9 @@ void translate(exchange::Group& group, const std::string& operation,
     group.abort(error.rank(), error.what());
     fail_lost(group, operation, error);
   } catch (const transport::TransportError& error) {
-    fail(fmt::format("{}: {}", operation, error.what()));
+    fail(group, fmt::format("{}: {}", operation, error.what()));
   } catch (const exchange::ExchangeError& error) {
-    fail(fmt::format("{}: {}", operation, error.what()));
+    fail(group, fmt::format("{}: {}", operation, error.what()));
   } catch (const c10::DistError&) {
     throw;
   } catch (const c10::Error&) {

@@ -30,9 +30,4 @@ std::exception_ptr translated(exchange::Group& group, const std::string& operati
 [[noreturn]] void fail_lost(exchange::Group& group, const std::string& operation,
                             const transport::PeerError& lost);
 
-/// Throw c10::DistBackendError for a wait that the caller has bounded by `timeout`; the operation
-/// itself goes on.
-[[noreturn]] void fail_wait(exchange::Group& group, const std::string& operation,
-                            std::chrono::milliseconds timeout);
-
 }  // namespace distro::c10d_backend

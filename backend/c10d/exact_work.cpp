@@ -1,6 +1,11 @@
 #include "backend/c10d/exact_work.h"
 
+#include <fmt/format.h>
+
+#include <torch/csrc/distributed/c10d/exception.h>
 #include <algorithm>
+#include <atomic>
+#include <condition_variable>
 #include <utility>
 
 #include "backend/c10d/errors.h"
@@ -36,34 +41,87 @@ c10::intrusive_ptr<c10::ivalue::Future> future_of(c10d::Work& work, c10d::OpType
   }
 }
 
-// Pass on what the inner future got.
-void complete(c10::ivalue::Future& future, exchange::Group& group, const std::string& operation,
-              const std::function<void()>& last_act, c10::ivalue::Future& done) {
-  if (done.hasError()) {
-    future.setError(translated(group, operation, done.exception_ptr()));
-    return;
+c10::intrusive_ptr<c10d::Work> started(exchange::Group& group, const std::string& operation,
+                                       const ExactWork::Start& start) {
+  if (const auto lost = group.lost()) {
+    fail_lost(group, operation, *lost);  // what it would do without that rank is undefined
   }
-  try {
-    if (last_act) {
-      last_act();
-    }
-    future.markCompleted(done.value());
-  } catch (...) {
-    future.setError(std::current_exception());
-  }
+  c10::intrusive_ptr<c10d::Work> inner;
+  translate(group, operation, [&] { inner = start(); });
+  return inner;
 }
 
 }  // namespace
 
-ExactWork::ExactWork(c10::intrusive_ptr<c10d::Work> inner, std::shared_ptr<exchange::Group> group,
-                     c10d::OpType operation, std::vector<at::Tensor> outputs,
+class ExactWork::Completion {
+ public:
+  Completion(std::shared_ptr<Operations> operations, const Operations::Ticket& ticket,
+             std::function<void()> end_of_profile)
+      : operations_(std::move(operations)),
+        ticket_(ticket),
+        end_of_profile_(std::move(end_of_profile)) {}
+
+  // Success is visible here before the hooks run (who asks after them must see it), and the future
+  // completes after: who has waited finds the operation retired.
+  void succeed() {
+    succeeded_ = true;
+    if (!ended_.exchange(true)) {
+      end_profile();
+      operations_->finish(ticket_);
+    }
+  }
+
+  void fail() {
+    if (!ended_.exchange(true)) {
+      end_profile();
+    }
+  }
+
+  // The future is complete.
+  void announce() {
+    const std::lock_guard lock(mutex_);
+    announced_ = true;
+    changed_.notify_all();
+  }
+
+  // Wait for that; false if it has not come by then.
+  bool wait(transport::Deadline deadline) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_until(lock, deadline, [this] { return announced_; });
+  }
+
+  [[nodiscard]] bool succeeded() const { return succeeded_; }
+
+ private:
+  void end_profile() const {
+    if (end_of_profile_) {
+      end_of_profile_();
+    }
+  }
+
+  const std::shared_ptr<Operations> operations_;
+  const Operations::Ticket ticket_;
+  const std::function<void()> end_of_profile_;
+  std::atomic<bool> succeeded_{false};
+  std::atomic<bool> ended_{false};
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool announced_ = false;  // guarded by mutex_
+};
+
+ExactWork::ExactWork(const Call& call, std::shared_ptr<exchange::Group> group,
+                     std::shared_ptr<Operations> operations, const Start& start,
                      std::function<void()> last_act)
-    : Work(group->rank(), operation),
-      inner_(std::move(inner)),
+    : Work(group->rank(), call.type, call.title, call.inputs),
       group_(std::move(group)),
-      operation_(c10d::opTypeToString(operation)),
-      outputs_(std::move(outputs)) {
-  const auto inner_future = future_of(*inner_, operation);
+      operation_(c10d::opTypeToString(call.type)),
+      outputs_(call.outputs),
+      ticket_(call.ticket),
+      concluded_(last_act != nullptr),
+      inner_(started(*group_, operation_, start)),
+      completion_(std::make_shared<Completion>(std::move(operations), ticket_,
+                                               recordFunctionEndCallback_)) {
+  const auto inner_future = future_of(*inner_, call.type);
   if (!inner_future) {
     future_ =
         c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()));
@@ -73,28 +131,43 @@ ExactWork::ExactWork(c10::intrusive_ptr<c10d::Work> inner, std::shared_ptr<excha
   }
   future_ = c10::make_intrusive<c10::ivalue::Future>(inner_future->elementType(),
                                                      inner_future->devices());
-  // Runs in the inner backend's thread (or here, if it is done already). Holds no reference to this
-  // Work.
-  inner_future->addCallback([future = future_, completion = completion_, group = group_,
-                             operation_name = operation_,
+  // Runs in the inner backend's thread (or here, if it is done already).
+  inner_future->addCallback([future = future_, group = group_, completion = completion_,
+                             operation_name = operation_, outputs = outputs_,
                              act = std::move(last_act)](c10::ivalue::Future& done) {
-    complete(*future, *group, operation_name, act, done);
-    const std::lock_guard lock(completion->mutex);
-    completion->done = true;
-    completion->changed.notify_all();
+    try {
+      if (done.hasError()) {
+        std::rethrow_exception(translated(*group, operation_name, done.exception_ptr()));
+      }
+      if (act) {
+        act();
+      }
+      completion->succeed();
+      future->markCompleted(act ? c10::IValue(outputs) : done.value());
+    } catch (...) {
+      completion->fail();
+      future->setError(std::current_exception());
+    }
+    completion->announce();
   });
 }
 
 bool ExactWork::isCompleted() {
-  return completed_by_wait_ ? inner_->isCompleted() : future_->completed();
+  if (!completed_by_wait_) {
+    return completion_->succeeded() || future_->completed();
+  }
+  return inner_->isCompleted();
 }
 
 bool ExactWork::isSuccess() const {
-  return completed_by_wait_ ? inner_->isSuccess() : future_->completed() && !future_->hasError();
+  if (completed_by_wait_ && !future_->completed()) {
+    return inner_->isSuccess();
+  }
+  return completion_->succeeded();
 }
 
 std::exception_ptr ExactWork::exception() const {
-  if (completed_by_wait_) {
+  if (completed_by_wait_ && !future_->completed()) {
     return inner_->exception();
   }
   return future_->hasError() ? future_->exception_ptr() : nullptr;
@@ -102,11 +175,26 @@ std::exception_ptr ExactWork::exception() const {
 
 int ExactWork::sourceRank() const { return inner_->sourceRank(); }
 
-std::vector<at::Tensor> ExactWork::result() { return inner_->result(); }
+std::vector<at::Tensor> ExactWork::result() { return concluded_ ? outputs_ : inner_->result(); }
 
 void ExactWork::synchronize() {
   const WithoutPythonLock without_lock;
   wait();
+}
+
+bool ExactWork::wait(milliseconds timeout) {
+  struct AtEnd {
+    ~AtEnd() { stay_if_interpreter_ends(); }
+  };
+  const AtEnd at_end;
+  return completed_by_wait_ ? wait_by_inner(timeout) : wait_by_future(timeout);
+}
+
+void ExactWork::throw_not_done(std::chrono::milliseconds timeout) const {
+  C10_THROW_ERROR(DistBackendError,
+                  fmt::format("rank {}: {} is not done after the {} ms that wait() was given; it "
+                              "goes on and may be waited for again",
+                              group_->rank(), operation_, timeout.count()));
 }
 
 // The inner backend waits for a lost rank until its time-out, unless a connection breaks.
@@ -123,20 +211,23 @@ void ExactWork::check_lost(Deadline& give_up_at) const {
   }
 }
 
-void ExactWork::wait_for_future(milliseconds timeout) {
+bool ExactWork::wait_by_future(milliseconds timeout) {
   const Deadline deadline = until(timeout);
   Deadline give_up_at = Deadline::max();
-  std::unique_lock lock(completion_->mutex);
-  while (!completion_->done) {
-    const auto now = transport::Clock::now();
-    if (now >= deadline) {
-      fail_wait(*group_, operation_, timeout);
+  while (!completion_->wait(std::min(deadline, transport::Clock::now() + kLookAgain))) {
+    if (transport::Clock::now() >= deadline) {
+      throw_not_done(timeout);
     }
-    completion_->changed.wait_until(lock, std::min(deadline, now + kLookAgain));
-    if (!completion_->done) {
-      check_lost(give_up_at);
-    }
+    check_lost(give_up_at);
   }
+  bool done = true;
+  try {
+    done = inner_->wait(kNoTimeout);
+  } catch (...) {
+    // The future has it, translated.
+  }
+  future_->waitAndThrow();
+  return done;
 }
 
 // Of send and receive a wait that times out breaks the inner backend's connections, so they wait in
@@ -161,28 +252,13 @@ void ExactWork::wait_for_inner(milliseconds timeout) {
       }
     }
     if (transport::Clock::now() >= deadline) {
-      fail_wait(*group_, operation_, timeout);
+      throw_not_done(timeout);
     }
     check_lost(give_up_at);
   }
 }
 
-bool ExactWork::wait(milliseconds timeout) {
-  struct AtEnd {
-    ~AtEnd() { stay_if_interpreter_ends(); }
-  };
-  const AtEnd at_end;
-  if (!completed_by_wait_) {
-    wait_for_future(timeout);
-    bool done = false;
-    try {
-      done = inner_->wait(kNoTimeout);
-    } catch (...) {
-      // The future has it, translated.
-    }
-    future_->waitAndThrow();
-    return done;
-  }
+bool ExactWork::wait_by_inner(std::chrono::milliseconds timeout) {
   const std::lock_guard lock(wait_mutex_);
   if (future_->completed()) {
     future_->waitAndThrow();
@@ -193,11 +269,16 @@ bool ExactWork::wait(milliseconds timeout) {
     if (last_act_) {
       last_act_();
     }
-    future_->markCompleted(c10::IValue(outputs_));
   } catch (...) {
+    if (timeout != kNoTimeout && !inner_->isCompleted() && !group_->lost()) {
+      throw_not_done(timeout);
+    }
+    completion_->fail();
     future_->setError(std::current_exception());
     throw;
   }
+  completion_->succeed();
+  future_->markCompleted(c10::IValue(outputs_));
   return true;
 }
 
@@ -211,6 +292,10 @@ c10::intrusive_ptr<c10::ivalue::Future> ExactWork::getFuture() {
   return future_;
 }
 
-uint64_t ExactWork::getSequencenumber() const { return inner_->getSequencenumber(); }
+uint64_t ExactWork::getSequencenumber() const { return ticket_.sequence; }
+
+float ExactWork::getDuration() const { return inner_->getDuration(); }
+
+uint64_t ExactWork::getCompletionKey() const { return ticket_.key; }
 
 }  // namespace distro::c10d_backend

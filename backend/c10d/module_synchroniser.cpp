@@ -1,5 +1,6 @@
 #include "backend/c10d/module_synchroniser.h"
 
+#include <ATen/record_function.h>
 #include <fmt/format.h>
 
 #include <cmath>
@@ -51,6 +52,7 @@ ModuleSynchroniser::ModuleSynchroniser(const c10::intrusive_ptr<ProcessGroupDist
                                        const std::vector<std::string>& names)
     : group_(backend->group()),
       inner_(backend->inner()),
+      operations_(backend->operations()),
       parameters_(std::move(parameters)),
       exchange_(group_, specs(parameters_, names)) {}
 
@@ -126,6 +128,8 @@ void ModuleSynchroniser::before_forward() {
       with_views([&](exchange::WeightsExchange::Views views) { exchange_.begin(views, exact); });
     }
     if (backward_done_) {
+      RECORD_FUNCTION("distro:exchange",
+                      std::vector<c10::IValue>(parameters_.begin(), parameters_.end()));
       with_views(
           [&](exchange::WeightsExchange::Views views) { exchange_.sync(views, exact, gain()); });
       backward_done_ =
@@ -170,16 +174,15 @@ c10::intrusive_ptr<c10::ivalue::Future> ModuleSynchroniser::on_bucket(c10d::Grad
     // With a hook DDP does not divide.
     buffer.div_(group_->world_size());
     std::vector<at::Tensor> tensors = {buffer};
-    c10::intrusive_ptr<c10::ivalue::Future> future;
-    translate(*group_, "the all-reduce of a gradient bucket", [&] {
-      future =
-          c10::make_intrusive<ExactWork>(inner_->allreduce(tensors), group_,
-                                         c10d::OpType::ALLREDUCE, tensors, std::function<void()>{})
-              ->getFuture();
-    });
     group_->counters().exact.fetch_add(1, std::memory_order_relaxed);
     group_->counters().exact_bytes.fetch_add(buffer.nbytes(), std::memory_order_relaxed);
-    return future;
+    const auto ticket = operations_->begin("all_reduce", /*point_to_point=*/false, buffer.nbytes());
+    return c10::make_intrusive<ExactWork>(
+               ExactWork::Call{c10d::OpType::ALLREDUCE, "distro:all_reduce", tensors, tensors,
+                               ticket},
+               group_, operations_, [&] { return inner_->allreduce(tensors); },
+               std::function<void()>{})
+        ->getFuture();
   }
   group_->counters().reductions.fetch_add(1, std::memory_order_relaxed);
   if (bucket.isLast()) {

@@ -74,6 +74,7 @@ class ModuleSynchroniser {
 
   const std::shared_ptr<exchange::Group> group_;
   const InnerBackend inner_;
+  const std::shared_ptr<Operations> operations_;
   const std::vector<at::Tensor> parameters_;
   exchange::WeightsExchange exchange_;
   std::atomic<bool> backward_done_{false};  // a synchronised backward since the last sync point

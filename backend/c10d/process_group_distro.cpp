@@ -1,24 +1,23 @@
 #include "backend/c10d/process_group_distro.h"
 
-#include <ATen/ATen.h>
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <atomic>
+#include <string_view>
+#include <torch/csrc/distributed/c10d/ParamCommsUtils.hpp>
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <utility>
 
-#include "backend/c10d/errors.h"
-#include "backend/c10d/exact_work.h"
 #include "backend/c10d/python_lock.h"
 
 namespace distro::c10d_backend {
 namespace {
 
-using c10d::OpType;
-using c10d::ReduceOp;
-using c10d::Work;
-using Tensors = std::vector<at::Tensor>;
-using TensorLists = std::vector<std::vector<at::Tensor>>;
+// The name without the backend's: "all_reduce" of "distro:all_reduce".
+const char* name_of(const char* title) { return title + std::string_view("distro:").size(); }
 
-std::size_t bytes_of(const Tensors& tensors) {
+std::size_t bytes_of(const std::vector<at::Tensor>& tensors) {
   std::size_t bytes = 0;
   for (const auto& tensor : tensors) {
     bytes += tensor.layout() == at::kStrided ? tensor.nbytes() : 0;
@@ -26,31 +25,59 @@ std::size_t bytes_of(const Tensors& tensors) {
   return bytes;
 }
 
-std::size_t bytes_of(const TensorLists& lists) {
-  std::size_t bytes = 0;
-  for (const auto& list : lists) {
-    bytes += bytes_of(list);
+std::int64_t elements_of(const std::vector<at::Tensor>& tensors) {
+  std::int64_t elements = 0;
+  for (const auto& tensor : tensors) {
+    elements += tensor.numel();
   }
-  return bytes;
+  return elements;
 }
 
-// The options with SUM in place of AVG.
-template <typename Options>
-Options summing(Options options) {
-  if (options.reduceOp == ReduceOp::AVG) {
-    options.reduceOp = ReduceOp::SUM;
+// Ranks in the world as first and stride, which is how the profiler wants them; a stride of 0: not
+// evenly spaced, or one rank.
+std::pair<int, int> spacing(const std::vector<std::uint64_t>& ranks) {
+  if (ranks.empty()) {
+    return {0, 1};  // the world
   }
-  return options;
+  const auto first = static_cast<int>(ranks.front());
+  const int stride = ranks.size() > 1 ? static_cast<int>(ranks[1]) - first : 0;
+  for (std::size_t i = 1; i < ranks.size(); ++i) {
+    if (static_cast<int>(ranks[i]) - static_cast<int>(ranks[i - 1]) != stride) {
+      return {first, 0};
+    }
+  }
+  return {first, stride};
 }
 
 }  // namespace
 
-ProcessGroupDistro::ProcessGroupDistro(std::shared_ptr<exchange::Group> group, InnerBackend inner)
+ProcessGroupDistro::ProcessGroupDistro(std::shared_ptr<exchange::Group> group, InnerBackend inner,
+                                       c10::intrusive_ptr<Options> options, MakeChild make_child)
     : Backend(group->rank(), group->world_size()),
       group_(std::move(group)),
-      inner_(std::move(inner)) {
+      inner_(std::move(inner)),
+      options_(std::move(options)),
+      make_child_(std::move(make_child)),
+      operations_(std::make_shared<Operations>()),
+      last_split_(c10::intrusive_ptr<c10d::Backend>()) {
   init();
   group_->on_close([backend = inner_] { backend.release(); });
+  observe_failures();
+}
+
+// The first error from which the group does not recover: what led to it goes to the log, and
+// torch's flight recorder writes its trace. Later errors follow from it.
+void ProcessGroupDistro::observe_failures() {
+  group_->observe_failure([group = group_.get(), operations = operations_,
+                           failed = std::make_shared<std::atomic<bool>>(false)](std::string_view) {
+    if (failed->exchange(true)) {
+      return;
+    }
+    group->log(transport::LogLevel::error,
+               fmt::format("this process group cannot go on; its last operations, oldest first: {}",
+                           operations->text()));
+    operations->run_abort_hooks();
+  });
 }
 
 ProcessGroupDistro::~ProcessGroupDistro() {
@@ -58,164 +85,27 @@ ProcessGroupDistro::~ProcessGroupDistro() {
   group_->close();
 }
 
-c10::intrusive_ptr<Work> ProcessGroupDistro::exact(OpType operation, std::size_t bytes,
-                                                   Tensors outputs, const Start& start,
-                                                   std::function<void()> last_act) {
+c10::intrusive_ptr<c10d::Work> ProcessGroupDistro::exact(c10d::OpType operation, const char* title,
+                                                         std::vector<at::Tensor> inputs,
+                                                         std::vector<at::Tensor> outputs,
+                                                         const ExactWork::Start& start,
+                                                         std::function<void()> last_act) {
+  std::call_once(described_, [this] { inner_->setGroupDesc(getGroupDesc()); });
+  const std::size_t bytes = bytes_of(inputs);
   group_->counters().exact.fetch_add(1, std::memory_order_relaxed);
   group_->counters().exact_bytes.fetch_add(bytes, std::memory_order_relaxed);
-  if (const auto lost = group_->lost()) {
-    fail_lost(*group_, c10d::opTypeToString(operation), *lost);
-  }
-  c10::intrusive_ptr<Work> inner_work;
-  translate(*group_, c10d::opTypeToString(operation), [&] { inner_work = start(); });
-  return c10::make_intrusive<ExactWork>(std::move(inner_work), group_, operation,
-                                        std::move(outputs), std::move(last_act));
-}
-
-std::function<void()> ProcessGroupDistro::division(const ReduceOp& op, Tensors outputs) const {
-  if (op != ReduceOp::AVG) {
-    return {};
-  }
-  return [outputs = std::move(outputs), size = getSize()]() mutable {
-    const at::NoGradGuard no_grad;
-    for (auto& output : outputs) {
-      if (at::isIntegralType(output.scalar_type(), /*includeBool=*/false)) {
-        output.div_(size, "trunc");
-      } else {
-        output.div_(size);
-      }
-    }
-  };
-}
-
-c10::intrusive_ptr<Work> ProcessGroupDistro::broadcast(Tensors& tensors,
-                                                       const c10d::BroadcastOptions& options) {
-  return exact(OpType::BROADCAST, bytes_of(tensors), tensors,
-               [&] { return inner_->broadcast(tensors, options); });
-}
-
-c10::intrusive_ptr<Work> ProcessGroupDistro::allreduce(Tensors& tensors,
-                                                       const c10d::AllreduceOptions& options) {
-  return exact(
-      OpType::ALLREDUCE, bytes_of(tensors), tensors,
-      [&] { return inner_->allreduce(tensors, summing(options)); },
-      division(options.reduceOp, tensors));
-}
-
-c10::intrusive_ptr<Work> ProcessGroupDistro::allreduce_sparse(
-    Tensors& tensors, const c10d::AllreduceOptions& options) {
-  return exact(OpType::_ALLREDUCE_SPARSE, bytes_of(tensors), tensors,
-               [&] { return inner_->allreduce_sparse(tensors, options); });
-}
-
-c10::intrusive_ptr<Work> ProcessGroupDistro::allreduce_coalesced(
-    Tensors& tensors, const c10d::AllreduceCoalescedOptions& options) {
-  return exact(
-      OpType::ALLREDUCE_COALESCED, bytes_of(tensors), tensors,
-      [&] { return inner_->allreduce_coalesced(tensors, summing(options)); },
-      division(options.reduceOp, tensors));
-}
-
-c10::intrusive_ptr<Work> ProcessGroupDistro::reduce(Tensors& tensors,
-                                                    const c10d::ReduceOptions& options) {
-  return exact(
-      OpType::REDUCE, bytes_of(tensors), tensors,
-      [&] { return inner_->reduce(tensors, summing(options)); },
-      options.rootRank == getRank() ? division(options.reduceOp, tensors)
-                                    : std::function<void()>{});
-}
-
-c10::intrusive_ptr<Work> ProcessGroupDistro::allgather(TensorLists& outputs, Tensors& inputs,
-                                                       const c10d::AllgatherOptions& options) {
-  return exact(OpType::ALLGATHER, bytes_of(inputs), Tensors{},
-               [&] { return inner_->allgather(outputs, inputs, options); });
-}
-
-c10::intrusive_ptr<Work> ProcessGroupDistro::_allgather_base(
-    at::Tensor& output, at::Tensor& input, const c10d::AllgatherOptions& options) {
-  return exact(OpType::_ALLGATHER_BASE, input.nbytes(), {output},
-               [&] { return inner_->_allgather_base(output, input, options); });
-}
-
-c10::intrusive_ptr<Work> ProcessGroupDistro::allgather_coalesced(
-    TensorLists& outputs, Tensors& inputs, const c10d::AllgatherOptions& options) {
-  return exact(OpType::ALLGATHER_COALESCED, bytes_of(inputs), Tensors{},
-               [&] { return inner_->allgather_coalesced(outputs, inputs, options); });
-}
-
-c10::intrusive_ptr<Work> ProcessGroupDistro::allgather_into_tensor_coalesced(
-    Tensors& outputs, Tensors& inputs, const c10d::AllgatherOptions& options) {
-  return exact(OpType::ALLGATHER_INTO_TENSOR_COALESCED, bytes_of(inputs), outputs,
-               [&] { return inner_->allgather_into_tensor_coalesced(outputs, inputs, options); });
-}
-
-c10::intrusive_ptr<Work> ProcessGroupDistro::gather(TensorLists& outputs, Tensors& inputs,
-                                                    const c10d::GatherOptions& options) {
-  return exact(OpType::GATHER, bytes_of(inputs), Tensors{},
-               [&] { return inner_->gather(outputs, inputs, options); });
-}
-
-c10::intrusive_ptr<Work> ProcessGroupDistro::scatter(Tensors& outputs, TensorLists& inputs,
-                                                     const c10d::ScatterOptions& options) {
-  return exact(OpType::SCATTER, bytes_of(inputs), outputs,
-               [&] { return inner_->scatter(outputs, inputs, options); });
-}
-
-c10::intrusive_ptr<Work> ProcessGroupDistro::reduce_scatter(
-    Tensors& outputs, TensorLists& inputs, const c10d::ReduceScatterOptions& options) {
-  return exact(
-      OpType::REDUCE_SCATTER, bytes_of(inputs), outputs,
-      [&] { return inner_->reduce_scatter(outputs, inputs, summing(options)); },
-      division(options.reduceOp, outputs));
-}
-
-c10::intrusive_ptr<Work> ProcessGroupDistro::_reduce_scatter_base(
-    at::Tensor& output, at::Tensor& input, const c10d::ReduceScatterOptions& options) {
-  return exact(
-      OpType::_REDUCE_SCATTER_BASE, input.nbytes(), {output},
-      [&] { return inner_->_reduce_scatter_base(output, input, summing(options)); },
-      division(options.reduceOp, {output}));
-}
-
-c10::intrusive_ptr<Work> ProcessGroupDistro::reduce_scatter_tensor_coalesced(
-    Tensors& outputs, Tensors& inputs, const c10d::ReduceScatterOptions& options) {
-  return exact(
-      OpType::REDUCE_SCATTER_TENSOR_COALESCED, bytes_of(inputs), outputs,
-      [&] { return inner_->reduce_scatter_tensor_coalesced(outputs, inputs, summing(options)); },
-      division(options.reduceOp, outputs));
-}
-
-c10::intrusive_ptr<Work> ProcessGroupDistro::alltoall_base(at::Tensor& output, at::Tensor& input,
-                                                           std::vector<int64_t>& output_splits,
-                                                           std::vector<int64_t>& input_splits,
-                                                           const c10d::AllToAllOptions& options) {
-  return exact(OpType::ALLTOALL_BASE, input.nbytes(), {output}, [&] {
-    return inner_->alltoall_base(output, input, output_splits, input_splits, options);
-  });
-}
-
-c10::intrusive_ptr<Work> ProcessGroupDistro::alltoall(Tensors& outputs, Tensors& inputs,
-                                                      const c10d::AllToAllOptions& options) {
-  return exact(OpType::ALLTOALL, bytes_of(inputs), outputs,
-               [&] { return inner_->alltoall(outputs, inputs, options); });
-}
-
-c10::intrusive_ptr<Work> ProcessGroupDistro::send(Tensors& tensors, int destination, int tag) {
-  return exact(OpType::SEND, bytes_of(tensors), tensors,
-               [&] { return inner_->send(tensors, destination, tag); });
-}
-
-c10::intrusive_ptr<Work> ProcessGroupDistro::recv(Tensors& tensors, int source, int tag) {
-  return exact(OpType::RECV, 0, tensors, [&] { return inner_->recv(tensors, source, tag); });
-}
-
-c10::intrusive_ptr<Work> ProcessGroupDistro::recvAnysource(Tensors& tensors, int tag) {
-  return exact(OpType::RECVANYSOURCE, 0, tensors,
-               [&] { return inner_->recvAnysource(tensors, tag); });
-}
-
-c10::intrusive_ptr<Work> ProcessGroupDistro::barrier(const c10d::BarrierOptions& options) {
-  return exact(OpType::BARRIER, 0, Tensors{}, [&] { return inner_->barrier(options); });
+  const bool point_to_point = c10d::isP2POp(operation);
+  const auto ticket = operations_->begin(name_of(title), point_to_point, bytes);
+  const auto [first, stride] = spacing(options_->global_ranks_in_group);
+  RECORD_PARAM_COMMS_DATA(
+      std::make_tuple(static_cast<std::int64_t>(ticket.sequence), point_to_point),
+      std::make_tuple(getGroupUid(), getGroupDesc()), inputs, outputs, getRank(), name_of(title),
+      elements_of(inputs), elements_of(outputs),
+      inputs.empty() ? at::kByte : inputs.front().scalar_type(), std::vector<std::int64_t>(),
+      std::vector<std::int64_t>(), first, stride, getSize());
+  return c10::make_intrusive<ExactWork>(
+      ExactWork::Call{operation, title, std::move(inputs), std::move(outputs), ticket}, group_,
+      operations_, start, std::move(last_act));
 }
 
 void ProcessGroupDistro::monitoredBarrier(const c10d::BarrierOptions& options,
@@ -224,14 +114,49 @@ void ProcessGroupDistro::monitoredBarrier(const c10d::BarrierOptions& options,
   inner_->monitoredBarrier(options, wait_all_ranks);
 }
 
-void ProcessGroupDistro::setSequenceNumberForGroup() { inner_->setSequenceNumberForGroup(); }
-
-uint64_t ProcessGroupDistro::getSequenceNumberForGroup() {
-  return inner_->getSequenceNumberForGroup();
+void ProcessGroupDistro::setGroupUid(const std::string& uid) {
+  Backend::setGroupUid(uid);
+  inner_->setGroupUid(uid);
+  options_->group_name = uid;
 }
 
 void ProcessGroupDistro::setTimeout(std::chrono::milliseconds timeout) {
+  group_->set_timeout(timeout);
   inner_->setTimeout(timeout);
+  options_->timeout = timeout;
+}
+
+c10::intrusive_ptr<c10d::Backend> ProcessGroupDistro::split(
+    const c10::intrusive_ptr<c10d::Store>& store, const std::vector<int>& ranks,
+    const c10::intrusive_ptr<c10d::Backend::Options>& options) {
+  const auto own = std::ranges::find(ranks, getRank());
+  if (own == ranks.end()) {
+    return nullptr;  // nothing to tell the members, which meet in the store
+  }
+  TORCH_CHECK_VALUE(options && !options->group_name.empty(),
+                    "a group that is split off needs options with a group_name that no other has");
+  const std::lock_guard lock(split_mutex_);
+  // torch asks once for each device type; one object serves them all.
+  if (auto made = last_split_.lock(); made && options->group_name == last_split_name_) {
+    return made;
+  }
+  auto child = c10::make_intrusive<Options>(*options_);
+  child->timeout = options->timeout;
+  child->group_name = options->group_name;
+  child->global_ranks_in_group.clear();
+  for (const int rank : ranks) {
+    const auto index = static_cast<std::size_t>(rank);
+    child->global_ranks_in_group.push_back(options_->global_ranks_in_group.empty()
+                                               ? static_cast<std::uint64_t>(rank)
+                                               : options_->global_ranks_in_group.at(index));
+  }
+  auto made =
+      make_child_(c10::make_intrusive<c10d::PrefixStore>(
+                      fmt::format("distro/split/{}", options->group_name), store),
+                  static_cast<int>(own - ranks.begin()), static_cast<int>(ranks.size()), child);
+  last_split_ = made;
+  last_split_name_ = options->group_name;
+  return made;
 }
 
 void ProcessGroupDistro::shutdown() {
@@ -240,6 +165,7 @@ void ProcessGroupDistro::shutdown() {
 }
 
 void ProcessGroupDistro::abort() {
+  operations_->run_abort_hooks();
   group_->abort(getRank(), fmt::format("rank {} has aborted its process group", getRank()));
   inner_->abort();
 }

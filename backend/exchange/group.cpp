@@ -52,7 +52,8 @@ Group::Group(const Identity& identity, const Options& options, Meeting meeting)
       bind_address_(std::move(meeting.bind_address)),
       round_(meeting.round),
       channel_(std::move(meeting.channel)),
-      arena_(threads(options, meeting.local_ranks)) {
+      arena_(threads(options, meeting.local_ranks)),
+      timeout_(identity.timeout) {
   if (channel_) {
     mailbox_.emplace(*channel_, counters_, identity_.rank, identity_.world_size);
   }

@@ -11,6 +11,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "backend/exchange/counters.h"
 #include "backend/exchange/mailbox.h"
@@ -47,9 +48,11 @@ class Group {
   [[nodiscard]] std::uint64_t round() const noexcept { return round_; }
 
   /// Now plus the group's time-out.
-  [[nodiscard]] transport::Deadline deadline() const {
-    return transport::Clock::now() + identity_.timeout;
-  }
+  [[nodiscard]] transport::Deadline deadline() const { return transport::Clock::now() + timeout(); }
+
+  /// How long to wait for other ranks. What waits already keeps the deadline it began with.
+  [[nodiscard]] std::chrono::milliseconds timeout() const noexcept { return timeout_; }
+  void set_timeout(std::chrono::milliseconds timeout) noexcept { timeout_ = timeout; }
 
   /// Ordinal of the next module: the same on all ranks, which make their modules in the same order.
   std::uint32_t next_module();
@@ -74,6 +77,16 @@ class Group {
 
   /// Run `last_act` when the group is closed, after its goodbye. Before close(), from one thread.
   void on_close(std::function<void()> last_act) { last_act_ = std::move(last_act); }
+
+  /// Called with the reason of every error from which the group does not recover, by the thread
+  /// that met it. Must not throw. One observer; set it before the group is used.
+  using FailureObserver = std::function<void(std::string_view reason)>;
+  void observe_failure(FailureObserver observer) { failure_observer_ = std::move(observer); }
+  void report_failure(std::string_view reason) const noexcept {
+    if (failure_observer_) {
+      failure_observer_(reason);
+    }
+  }
 
   /// Deliver what was sent, say goodbye, close. Idempotent.
   void close() noexcept;
@@ -102,6 +115,8 @@ class Group {
   std::function<void()> last_act_;
   std::atomic<bool> closed_{false};
   std::atomic<transport::Deadline> asked_in_vain_{transport::Deadline::min()};
+  std::atomic<std::chrono::milliseconds> timeout_;
+  FailureObserver failure_observer_;
 };
 
 }  // namespace distro::exchange

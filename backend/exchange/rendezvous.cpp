@@ -8,6 +8,8 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "transport/bind.h"
+
 namespace distro::exchange {
 namespace {
 
@@ -118,6 +120,12 @@ void compare(const std::vector<Hello>& hellos) {
   }
 }
 
+// Address of this host on the way to the others. Ranks of one host need none that others can reach,
+// and so no permission to be open to them.
+std::string route(const Identity& identity, bool one_host) {
+  return one_host || identity.route.empty() ? "127.0.0.1" : identity.route;
+}
+
 transport::ChannelConfig channel_config(const Identity& identity, const Options& options,
                                         std::uint64_t group, bool one_host) {
   transport::ChannelConfig config;
@@ -125,12 +133,7 @@ transport::ChannelConfig channel_config(const Identity& identity, const Options&
   config.world_size = identity.world_size;
   config.group = group;
   config.carrier = options.carrier;
-  // Ranks of one host need no address that others can reach, and so no permission to be open to
-  // them.
-  const bool loopback = one_host || identity.route.empty();
-  config.bind_address = !options.bind.empty() ? options.bind
-                        : loopback            ? "127.0.0.1"
-                                              : identity.route;
+  config.bind_address = options.bind.empty() ? route(identity, one_host) : options.bind;
   config.advertise = options.advertise;
   config.first_port = options.first_port;
   config.last_port = options.last_port;
@@ -189,9 +192,11 @@ Meeting meet(BlobStore& store, const Identity& identity, const Options& options)
   Meeting meeting;
   meeting.round = board.round();
   meeting.local_ranks = static_cast<int>(std::max<std::ptrdiff_t>(local, 1));
-  const auto config = channel_config(identity, options, hellos.front().group,
-                                     local == static_cast<std::ptrdiff_t>(hellos.size()));
-  meeting.bind_address = config.bind_address;
+  const bool one_host = local == static_cast<std::ptrdiff_t>(hellos.size());
+  const auto config = channel_config(identity, options, hellos.front().group, one_host);
+  meeting.bind_address = transport::is_every_address(config.bind_address)
+                             ? route(identity, one_host)
+                             : config.bind_address;
   try {
     meeting.channel = transport::open_channel(config);
   } catch (const std::exception& error) {

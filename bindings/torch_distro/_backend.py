@@ -43,23 +43,43 @@ def create(group: Any, pg_options: object = None) -> Any:  # noqa: ANN401 - torc
         torch.distributed.DistBackendError: the ranks do not agree, or one of them does not come.
     """
     core = extension()
-    from torch_distro import _attach, _stats
-
     if pg_options is not None and not isinstance(pg_options, Options):
         raise TypeError(
             "pg_options of the distro backend is a torch_distro.Options, "
             f"not a {type(pg_options).__name__}"
         )
-    overrides = pg_options.overrides() if pg_options else {}
-    rank, size, timeout = group.group_rank, group.group_size, group.timeout
-    handle = core.join(group.store, rank, size, timeout, overrides)
+    options = core.BackendOptions(
+        group.timeout,
+        pg_options.overrides() if pg_options else {},
+        group.global_ranks_in_group,
+    )
+    return make(group.store, group.group_rank, group.group_size, options)
+
+
+def make(store: dist.Store, rank: int, size: int, options: Any) -> Any:  # noqa: ANN401 - the extension's
+    """Make the backend of a group that torch was asked for, or that is split off another.
+
+    Args:
+        store: no other group uses its keys.
+        rank: this rank in the group.
+        size: ranks of the group.
+        options: the extension's BackendOptions.
+
+    Raises:
+        ValueError, torch.distributed.DistBackendError: as :func:`create`.
+    """
+    core = extension()
+    from torch_distro import _attach, _stats
+
+    timeout = options._timeout
+    handle = core.join(store, rank, size, timeout, options.overrides)
     try:
-        store = dist.PrefixStore(f"distro/{handle.round}/gloo", group.store)
+        meeting = dist.PrefixStore(f"distro/{handle.round}/gloo", store)
         try:
-            inner = _gloo(store, handle, timeout)
+            inner = _gloo(meeting, handle, timeout)
         except RuntimeError as error:
             handle.fail("init_process_group", str(error))
-        backend = core.ProcessGroupDistro(handle, inner)
+        backend = core.ProcessGroupDistro(handle, inner, options)
     except BaseException:
         handle.close()
         raise
