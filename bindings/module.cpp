@@ -221,6 +221,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
            }),
            py::arg("group"), py::arg("inner"), py::arg("options"))
       .def_property_readonly("group", &ProcessGroupDistro::group)
+      // split_group() of older torches copies the parent's options, which there only some backends
+      // show.
+      .def_property_readonly(
+          "options", [](ProcessGroupDistro& backend) { return backend.getBackendOptions(); })
       .def(
           "perform_nocolor_split", [](const ProcessGroupDistro&, const py::object&) {},
           py::arg("device"),

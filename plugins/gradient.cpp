@@ -177,12 +177,13 @@ EncodedGradients GradientCodec::encode(std::span<const TensorView> gradients,
                                             static_cast<std::uint32_t>(tensor));
     RunWriter writer = state.coder.writer(run, staging);
     std::array<std::uint16_t, kernels::kTileElements> index{};
+    EncodeScratch scratch;
     for (const GradientTile& tile : state.layout.tiles(tiles)) {
       float* const m = residuals[tensor]->coefficients.data() + tile.begin;
       std::size_t count = 0;
       if (finite) {
         absorb_gradient(state.kernels, state.config, state.layout.blocks(tile), gradients[tensor],
-                        m);
+                        m, scratch);
         count = state.kernels.select(m, tile.elements,
                                      TileLayout::kept(state.config.k, tile.elements), index.data());
       }

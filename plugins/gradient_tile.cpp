@@ -45,17 +45,15 @@ void clear(std::size_t tile, std::span<const Contribution> contributions,
 }  // namespace
 
 void absorb_gradient(const kernels::KernelTable& kernels, const GradientConfig& config,
-                     std::span<const GradientBlock> blocks, const TensorView& gradient,
-                     float* m) noexcept {
-  std::array<float, kernels::kTileElements> values;
-  std::array<float, kernels::kTileElements> coefficients;
+                     std::span<const GradientBlock> blocks, const TensorView& gradient, float* m,
+                     EncodeScratch& scratch) noexcept {
   for (const GradientBlock& block : blocks) {
-    kernels.gather(gradient.dtype, address(gradient, block.first), block.stride, values.data(),
-                   block.rows, block.columns);
-    const float* added = values.data();
+    kernels.gather(gradient.dtype, address(gradient, block.first), block.stride,
+                   scratch.elements.data(), block.rows, block.columns);
+    const float* added = scratch.elements.data();
     if (config.transform == Transform::dct) {
-      kernels.dct(values.data(), coefficients.data(), block.rows, block.columns);
-      added = coefficients.data();
+      kernels.dct(scratch.elements.data(), scratch.coefficients.data(), block.rows, block.columns);
+      added = scratch.coefficients.data();
     }
     kernels.decay_and_add(m + block.tile_begin, added, block.elements(), config.beta);
   }
@@ -85,7 +83,7 @@ void decode_tile(const kernels::KernelTable& kernels, const GradientConfig& conf
 
 void fill_nan(const kernels::KernelTable& kernels, std::span<const GradientBlock> blocks,
               const TensorView& out) noexcept {
-  std::array<float, kernels::kTileElements> values;
+  std::array<float, kernels::kTileElements> values{};
   values.fill(std::numeric_limits<float>::quiet_NaN());
   for (const GradientBlock& block : blocks) {
     kernels.scatter(out.dtype, values.data(), address(out, block.first), block.stride, block.rows,

@@ -11,10 +11,16 @@
 /// One tile's part in a step of the gradient codec.
 namespace distro::plugins {
 
+/// Memory of one task that encodes, 32 KiB for the stack.
+struct EncodeScratch {
+  std::array<float, kernels::kTileElements> elements{};
+  std::array<float, kernels::kTileElements> coefficients{};
+};
+
 /// M = beta * M + transform(gradient); m points at the tile's first value.
 void absorb_gradient(const kernels::KernelTable& kernels, const GradientConfig& config,
-                     std::span<const GradientBlock> blocks, const TensorView& gradient,
-                     float* m) noexcept;
+                     std::span<const GradientBlock> blocks, const TensorView& gradient, float* m,
+                     EncodeScratch& scratch) noexcept;
 
 /// Memory of one task that decodes, 64 KiB for the stack. Empty between tiles.
 struct DecodeScratch {

@@ -24,6 +24,24 @@ Tensors flat(const TensorLists& lists) {
   return tensors;
 }
 
+std::vector<std::int64_t> elements(const Tensors& tensors) {
+  std::vector<std::int64_t> sizes;
+  for (const auto& tensor : tensors) {
+    sizes.push_back(tensor.numel());
+  }
+  return sizes;
+}
+
+// One flat tensor with the elements of all.
+at::Tensor joined(const Tensors& tensors) {
+  const at::NoGradGuard no_grad;
+  Tensors parts;
+  for (const auto& tensor : tensors) {
+    parts.push_back(tensor.detach().reshape({-1}));
+  }
+  return at::cat(parts);
+}
+
 // torch 2.11 has no operation types for these two and files them under COALESCED.
 template <typename Type>
 constexpr Type allgather_into_tensor_coalesced_type() {
@@ -204,8 +222,34 @@ c10::intrusive_ptr<Work> ProcessGroupDistro::alltoall_base(at::Tensor& output, a
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::alltoall(Tensors& outputs, Tensors& inputs,
                                                       const c10d::AllToAllOptions& options) {
-  return exact(OpType::ALLTOALL, "distro:all_to_all", inputs, outputs,
-               [&] { return inner_->alltoall(outputs, inputs, options); });
+  TORCH_CHECK_VALUE(
+      inputs.size() == static_cast<std::size_t>(getSize()) && inputs.size() == outputs.size(),
+      "all_to_all needs one input and one output for each of the ", getSize(), " ranks, and got ",
+      inputs.size(), " and ", outputs.size());
+  if (!inputs.front().is_cpu()) {
+    return exact(OpType::ALLTOALL, "distro:all_to_all", inputs, outputs,
+                 [&] { return inner_->alltoall(outputs, inputs, options); });
+  }
+  // Gloo of older torches exchanges parts of one tensor only.
+  for (const auto& tensor : flat({inputs, outputs})) {
+    TORCH_CHECK_TYPE(tensor.scalar_type() == inputs.front().scalar_type(),
+                     "all_to_all needs tensors of one type, and got ", tensor.scalar_type(),
+                     " and ", inputs.front().scalar_type());
+  }
+  at::Tensor sent = joined(inputs);
+  at::Tensor received = joined(outputs);
+  auto sizes_sent = elements(inputs);
+  auto sizes_received = elements(outputs);
+  return exact(
+      OpType::ALLTOALL, "distro:all_to_all", inputs, outputs,
+      [&] { return inner_->alltoall_base(received, sent, sizes_received, sizes_sent, options); },
+      [received, sizes_received, outputs]() mutable {
+        const at::NoGradGuard no_grad;
+        const auto parts = received.split_with_sizes(sizes_received);
+        for (std::size_t i = 0; i < outputs.size(); ++i) {
+          outputs[i].copy_(parts[i].view(outputs[i].sizes()));
+        }
+      });
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::send(Tensors& tensors, int destination, int tag) {

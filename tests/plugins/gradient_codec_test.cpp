@@ -174,9 +174,9 @@ TEST(Gradient, BetaDecaysTheResidualBeforeTheGradientIsAdded) {
   const std::vector<float> before = rank.residuals[0].coefficients;
   rank.draw(random, 0.0);
   const EncodedGradients encoded = rank.encode();
-  std::vector<float> expected;
-  for (const float value : before) {
-    expected.push_back(0.5F * value);
+  std::vector<float> expected = before;
+  for (float& value : expected) {
+    value *= 0.5F;
   }
   const std::vector<Residual*> residuals = rank.residual_pointers();
   rank.codec.take_back(encoded.own, std::vector<std::uint32_t>{0}, residuals);
@@ -241,6 +241,8 @@ TEST(Gradient, MisuseIsNamed) {
   EXPECT_EQ(rank.codec.tensor_elements(0), 70U);
   std::vector<TensorView> views = rank.gradients.views();
   const std::vector<Residual*> residuals = rank.residual_pointers();
+  std::mt19937 random(7);
+  rank.draw(random);
   const EncodedGradients encoded = rank.encode();
   rank.residuals[1].coefficients.resize(2);
   EXPECT_THROW((void)rank.codec.encode(views, residuals), std::invalid_argument);

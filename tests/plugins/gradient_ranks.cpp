@@ -24,6 +24,7 @@ std::vector<GradientTensor> gradient_tensors() {
 
 std::vector<std::vector<std::int64_t>> shapes_of(const std::vector<GradientTensor>& tensors) {
   std::vector<std::vector<std::int64_t>> shapes;
+  shapes.reserve(tensors.size());
   for (const GradientTensor& tensor : tensors) {
     shapes.push_back(tensor.shape);
   }
