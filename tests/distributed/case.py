@@ -38,7 +38,9 @@ def mode_of(test: str) -> str:
     return "dense" if exact else "auto"
 
 
-class TestDistributed(distributed_test.TestDistBackend, distributed_test.DistributedTest._DistTestBase):  # type: ignore[name-defined, misc]
+class TestDistributed(
+    distributed_test.TestDistBackend, distributed_test.DistributedTest._DistTestBase
+):  # type: ignore[name-defined, misc]
     """Each test runs as every rank, forked from a server that has torch and the tests loaded."""
 
     def setUp(self) -> None:
@@ -66,8 +68,8 @@ class TestDistributed(distributed_test.TestDistBackend, distributed_test.Distrib
             super().test_ddp_logging_data_cpu()
 
     @classmethod
-    def _run(cls, rank: int, test_name: str, *arguments: Any, folder: str, **others: Any) -> None:  # noqa: ANN401
-        os.environ["TEMP_DIR"] = folder
+    def _run(cls, rank: int, test_name: str, *arguments: Any, **others: Any) -> None:  # type: ignore[override]  # noqa: ANN401
+        os.environ["TEMP_DIR"] = others.pop("folder")
         if BACKEND == "distro":
             os.environ["DISTRO_MODE"] = os.environ.get("SUITE_MODE") or mode_of(test_name)
         super()._run(rank, test_name, *arguments, **others)

@@ -55,7 +55,9 @@ def compare(outcomes: dict[str, Outcomes]) -> dict[str, list[str]]:
         backend: {name for name, what in ran.items() if what["outcome"] == "passed"}
         for backend, ran in outcomes.items()
     }
-    failed = {name for ran in outcomes.values() for name, w in ran.items() if w["outcome"] == "failed"}
+    failed = {
+        name for ran in outcomes.values() for name, w in ran.items() if w["outcome"] == "failed"
+    }
     gloo, distro = passed["gloo"], passed["distro"]
     return {
         "passed_with_both": sorted(gloo & distro),
@@ -73,7 +75,9 @@ def main() -> int:
     parser.add_argument("tests", nargs="*", metavar="TEST", help="names or patterns; all if none")
     options = parser.parse_args()
     report: list[dict[str, Any]] = []
-    print(f"torch {torch.__version__}\n{'ranks':>5}{'both':>7}{'gloo only':>12}{'distro only':>13}{'neither':>10}")
+    print(
+        f"torch {torch.__version__}\n{'ranks':>5}{'both':>7}{'gloo only':>12}{'distro only':>13}{'neither':>10}"
+    )
     for ranks in options.ranks:
         outcomes = {b: run_all(b, ranks, options.jobs, options.tests) for b in BACKENDS}
         table = compare(outcomes)

@@ -30,8 +30,8 @@ import torch.distributed as dist
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "bindings")]
 
-import random_program
-from ranks import RankError, launch
+import random_program  # noqa: E402
+from ranks import RankError, launch  # noqa: E402
 
 TIMEOUT_SECONDS = 4.0
 DEADLINE_SECONDS = 90.0
@@ -200,7 +200,10 @@ def main() -> int:
             began = time.monotonic()
             found = blame(kinds, fault)
             verdict = "named by both survivors" if not found else "WRONG"
-            print(f"{fault:5} {time.monotonic() - began:5.1f} s  {verdict}: {', '.join(kinds)}", flush=True)
+            print(
+                f"{fault:5} {time.monotonic() - began:5.1f} s  {verdict}: {', '.join(kinds)}",
+                flush=True,
+            )
             print("\n".join(found), end="\n" if found else "")
             wrong += found
     return int(bool(wrong))

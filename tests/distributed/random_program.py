@@ -173,7 +173,7 @@ def all_gather_coalesced(step: Step) -> Started:
     xs = step.tensors(2)
     outputs = [[torch.zeros_like(x) for x in xs] for _ in step.ranks]
     work = dist.all_gather_coalesced(outputs, xs, group=step.group, async_op=True)
-    return sum(outputs, []), [work], _nothing
+    return [x for row in outputs for x in row], [work], _nothing
 
 
 def gather(step: Step) -> Started:
@@ -283,6 +283,8 @@ COLLECTIVES: list[Callable[[Step], Started]] = [
     gather, scatter, reduce_scatter, reduce_scatter_tensor, reduce_scatter_tensors,
     all_to_all_single, all_to_all_single_evenly, all_to_all, ring, tagged_pair, barrier, objects,
 ]  # fmt: skip
+
+
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 

@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 import unittest
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class Recorder(unittest.TestResult):
         self._record(test, "passed")
 
     def addError(self, test: unittest.TestCase, err: Any) -> None:  # noqa: ANN401, N802
-        self._record(test, "failed", self._exc_info_to_string(err, test))
+        self._record(test, "failed", "".join(traceback.format_exception(*err)))
 
     addFailure = addError  # noqa: N815
 
