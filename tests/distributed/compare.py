@@ -76,7 +76,8 @@ def main() -> int:
     options = parser.parse_args()
     report: list[dict[str, Any]] = []
     print(
-        f"torch {torch.__version__}\n{'ranks':>5}{'both':>7}{'gloo only':>12}{'distro only':>13}{'neither':>10}"
+        f"torch {torch.__version__}\n"
+        f"{'ranks':>5}{'both':>7}{'gloo only':>12}{'distro only':>13}{'neither':>10}"
     )
     for ranks in options.ranks:
         outcomes = {b: run_all(b, ranks, options.jobs, options.tests) for b in BACKENDS}
