@@ -29,13 +29,11 @@ TESTS = [
     "test_gather_object",
     "test_invalid_static_graph",
     "test_irecv",
-    "test_isend_torch_profiler",
     "test_monitored_barrier_*",
     "test_new_subgroups_by_enumeration",
     "test_reduce_scatter_tensor_cpu",
     "test_scatter_object_list",
     "test_send_recv_any_source",
-    "test_send_recv_with_tag_autograd_profiler",
     "test_sparse_all_reduce_*",
     "test_static_graph_multi_forward",
 ]
