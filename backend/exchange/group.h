@@ -83,7 +83,7 @@ class Group {
   using FailureObserver = std::function<void(std::string_view reason)>;
   void observe_failure(FailureObserver observer) { failure_observer_ = std::move(observer); }
   void report_failure(std::string_view reason) const noexcept {
-    if (failure_observer_) {
+    if (failure_observer_ && !closed_) {  // a use after the end is no failure of the group
       failure_observer_(reason);
     }
   }
