@@ -6,6 +6,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <torch/csrc/distributed/c10d/Store.hpp>
 #include <vector>
@@ -13,6 +14,7 @@
 #include "backend/c10d/capabilities.h"
 #include "backend/c10d/device_dispatch.h"
 #include "backend/c10d/errors.h"
+#include "backend/c10d/interpreter_end.h"
 #include "backend/c10d/module_gradients.h"
 #include "backend/c10d/module_synchroniser.h"
 #include "backend/c10d/process_group_distro.h"
@@ -26,6 +28,7 @@ namespace py = pybind11;
 namespace {
 
 using distro::c10d_backend::DeviceDispatch;
+using distro::c10d_backend::InnerBackend;
 using distro::c10d_backend::ModuleGradients;
 using distro::c10d_backend::ModuleSynchroniser;
 using distro::c10d_backend::ProcessGroupDistro;
@@ -153,6 +156,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
 
   using release_gil = py::call_guard<py::gil_scoped_release>;
 
+  module.def("begin_interpreter_end", &distro::c10d_backend::begin_interpreter_end,
+             "To be called at exit, before the groups are closed.");
   module.def(
       "check_options",
       [](const StringMap& environment, const StringMap& overrides) {
@@ -191,7 +196,16 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
              using distro::transport::LogLevel;
              group.log(level == "warning" ? LogLevel::warning : LogLevel::info, message);
            })
-      .def("close", &Group::close, release_gil());
+      .def("close", &Group::close, release_gil())
+      .def("leave", &Group::leave, py::arg("reason"), release_gil(),
+           "Close because this rank has failed: the others are told why.")
+      .def(
+          "fail",
+          [](Group& group, const std::string& operation, const std::string& reason) {
+            distro::c10d_backend::fail_inner(group, operation, reason);
+          },
+          py::arg("operation"), py::arg("reason"), release_gil(),
+          "Raise DistBackendError for a failure of the inner backend, naming the rank to blame.");
 
   module.def(
       "join", &join, py::arg("store"), py::arg("rank"), py::arg("world_size"), py::arg("timeout"),
@@ -234,8 +248,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
                        const c10::intrusive_ptr<c10d::Backend>& ordered,
                        c10::intrusive_ptr<BackendOptions> options) {
              return c10::make_intrusive<ProcessGroupDistro>(
-                 std::move(group), distro::c10d_backend::share(inner),
-                 ordered ? distro::c10d_backend::share(ordered) : nullptr, std::move(options),
+                 std::move(group), InnerBackend(inner),
+                 ordered ? std::optional<InnerBackend>(ordered) : std::nullopt, std::move(options),
                  &make_child);
            }),
            py::arg("group"), py::arg("inner"), py::arg("ordered"), py::arg("options"))

@@ -7,16 +7,21 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <charconv>
+#include <cinttypes>
+#include <cstdio>
 #include <cstring>
 #include <memory>
 #include <optional>
 #include <system_error>
+
+#include "transport/host.h"
 
 namespace distro::transport {
 namespace {
@@ -106,6 +111,31 @@ std::string host_error(std::string host) {
   }
   ::freeaddrinfo(raw);
   return "";
+}
+
+// "torch-distro-<pid namespace>-<pid>-<start>-": a directory is only judged by those who see the
+// same processes.
+std::string directory_prefix() {
+  struct stat space {};
+  const bool known = ::stat("/proc/self/ns/pid", &space) == 0;
+  return fmt::format("torch-distro-{}-", known ? static_cast<std::uint64_t>(space.st_ino) : 0);
+}
+
+// Remove what processes that were killed have left. Best effort: a directory of another user, or
+// one that another rank removes just now, is passed over.
+void remove_stale_directories(const std::filesystem::path& parent, const std::string& prefix) {
+  std::error_code ignored;
+  std::filesystem::directory_iterator entry(parent, ignored);
+  for (; entry != std::filesystem::directory_iterator(); entry.increment(ignored)) {
+    const std::string name = entry->path().filename().string();
+    ProcessId owner;
+    if (name.starts_with(prefix) &&
+        std::sscanf(name.c_str() + prefix.size(), "%" SCNd64 "-%" SCNu64 "-", &owner.pid,
+                    &owner.start) == 2 &&
+        !is_alive(owner)) {
+      std::filesystem::remove_all(entry->path(), ignored);
+    }
+  }
 }
 
 }  // namespace
@@ -208,7 +238,11 @@ SocketDirectory::SocketDirectory() {
   std::error_code ignored;
   const bool usable =
       runtime != nullptr && *runtime == '/' && std::filesystem::is_directory(runtime, ignored);
-  std::string name = fmt::format("{}/torch-distro-XXXXXX", usable ? runtime : "/tmp");
+  const std::string parent = usable ? runtime : "/tmp";
+  const std::string prefix = directory_prefix();
+  remove_stale_directories(parent, prefix);
+  const ProcessId owner = this_process();
+  std::string name = fmt::format("{}/{}{}-{}-XXXXXX", parent, prefix, owner.pid, owner.start);
   if (::mkdtemp(name.data()) == nullptr) {  // mode 0700
     throw ConfigError(fmt::format(
         "cannot make the directory {} for the ranks' Unix sockets ({}): point XDG_RUNTIME_DIR "

@@ -36,7 +36,8 @@ void check_endpoint(const ChannelConfig& config, int peer, const std::string& en
 std::string tcp_endpoint(std::string_view host, std::uint16_t port);
 
 /// A new directory that only this user can enter, for the Unix socket of one rank; removed with the
-/// object. Throws ConfigError if it cannot be made or its path is too long for a socket.
+/// object. Its name says whose it is, and directories that killed processes left are removed first.
+/// Throws ConfigError if it cannot be made or its path is too long for a socket.
 class SocketDirectory {
  public:
   SocketDirectory();

@@ -101,14 +101,14 @@ class Channel {
   virtual void connect(std::vector<PeerAddress> peers) = 0;
 
   /// Queue a message for `peer`. Returns at once; messages to one peer arrive in order, each
-  /// exactly once. Throws PeerError if the peer is lost or the channel is closed, PeerBacklog if it
-  /// does not take what was sent before.
+  /// exactly once. Throws PeerError if the peer is lost or has left, ClosedError if the channel is
+  /// closed, PeerBacklog if the peer does not take what was sent before.
   virtual void send(int peer, SharedBytes message) = 0;
 
   /// The next message from `peer`. Messages that have arrived are handed out first; then throws
   /// PeerLost (of whichever rank of the group is lost, for it will be waited for in vain), PeerLeft
   /// (of `peer`), or PeerTimeout at the deadline, with who is late, by how much and when it was
-  /// last heard.
+  /// last heard. Throws ClosedError if the channel is closed.
   virtual Bytes receive(int peer, Deadline deadline) = 0;
 
   /// As receive, but an empty optional at once if nothing has arrived and nobody is lost.
@@ -121,6 +121,12 @@ class Channel {
 
   /// The first rank known to be lost, with the reason; empty if there is none.
   [[nodiscard]] virtual std::optional<PeerLost> lost() const = 0;
+
+  /// Who is to blame when something beside this channel broke and names nobody: the first lost
+  /// rank; else, by `until`, one that has left (PeerLeft), whose connection is broken (PeerLost),
+  /// or that does not answer (PeerTimeout). Asks all peers for an answer; returns as soon as all
+  /// have given one or one is lost. Empty if all are well, or the channel is closed.
+  [[nodiscard]] virtual std::optional<PeerError> suspect(Deadline until) const = 0;
 
   [[nodiscard]] virtual ChannelCounters counters() const = 0;
 

@@ -50,6 +50,12 @@ class PeerLeft : public PeerError {
   using PeerError::PeerError;
 };
 
+/// The channel was closed by its own side, or belongs to another process (a fork's parent).
+class ClosedError : public TransportError {
+ public:
+  using TransportError::TransportError;
+};
+
 /// The peer is connected but did not deliver by the deadline.
 class PeerTimeout : public PeerError {
  public:

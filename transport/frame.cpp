@@ -39,8 +39,9 @@ bool is_numbered(FrameKind kind) noexcept {
 }
 
 std::string_view shape_error(const FrameHeader& header, std::size_t payload) noexcept {
-  const std::uint8_t allowed =
-      header.kind == FrameKind::data ? (kFlagFirst | kFlagLast | kFlagHold) : kFlagHold;
+  const std::uint8_t allowed = header.kind == FrameKind::data  ? kFlagFirst | kFlagLast | kFlagHold
+                               : header.kind == FrameKind::ack ? kFlagHold | kFlagAsk
+                                                               : kFlagHold;
   if ((header.flags & ~allowed) != 0) {
     return "flags that its kind does not have";
   }

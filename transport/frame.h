@@ -37,7 +37,8 @@ enum class FrameKind : std::uint8_t {
 inline constexpr std::uint8_t kFlagFirst = 1;  ///< DATA: first chunk of its message.
 inline constexpr std::uint8_t kFlagLast = 2;   ///< DATA: last chunk of its message.
 inline constexpr std::uint8_t kFlagHold =
-    4;  ///< Any: the sender's inbox is full, send no new data.
+    4;                                       ///< Any: the sender's inbox is full, send no new data.
+inline constexpr std::uint8_t kFlagAsk = 8;  ///< ACK: answer with an ACK at once.
 
 struct FrameHeader {
   FrameKind kind = FrameKind::ack;

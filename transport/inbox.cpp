@@ -73,6 +73,9 @@ void Inbox::set_state(int peer, PeerState state, Deadline now) {
 void Inbox::heard(int peer, Deadline now) {
   const std::lock_guard lock(mutex_);
   box(peer).last_heard = now;
+  if (suspecting_ > 0) {
+    changed_.notify_all();
+  }
 }
 
 bool Inbox::lose(int rank, const std::string& reason) {
@@ -108,15 +111,18 @@ void Inbox::throw_if_in_vain(int peer) const {
     throw *first_lost_;
   }
   if (box(peer).state == PeerState::left) {
-    throw PeerLeft(
-        peer,
-        fmt::format("rank {} ended normally and will send nothing more, but rank {} waits for a "
-                    "message of it: the ranks did not run the same collectives",
-                    peer, rank_));
+    throw left(peer);
   }
   if (closed_) {
-    throw PeerError(rank_, fmt::format("rank {}: the channel is closed", rank_));
+    throw ClosedError(fmt::format("rank {}: this process group has been destroyed", rank_));
   }
+}
+
+PeerLeft Inbox::left(int peer) const {
+  return {peer, fmt::format("rank {} left the group {} ago, while rank {} still needs it: its "
+                            "script ended or destroyed the group, and so did not run the same "
+                            "collectives",
+                            peer, seconds(Clock::now() - box(peer).state_since), rank_)};
 }
 
 PeerTimeout Inbox::timeout(int peer, Deadline began) const {
@@ -171,18 +177,61 @@ void Inbox::check_can_send(int peer) const {
     throw PeerLost(peer, fmt::format("rank {} is lost; nothing can be sent to it", peer));
   }
   if (state == PeerState::left) {
-    throw PeerLeft(
-        peer,
-        fmt::format(
-            "rank {} ended normally, but rank {} still sends to it: the ranks did not run the "
-            "same collectives",
-            peer, rank_));
+    throw left(peer);
   }
 }
 
 std::optional<PeerLost> Inbox::lost() const {
   const std::lock_guard lock(mutex_);
   return first_lost_;
+}
+
+std::optional<PeerError> Inbox::suspect(Deadline asked, Deadline until) {
+  const auto silent = [&](const Box& peer) {
+    return peer.state == PeerState::connected && peer.last_heard < asked;
+  };
+  const auto in_doubt = [&](const Box& peer) {
+    return silent(peer) || peer.state == PeerState::away || peer.state == PeerState::left;
+  };
+  std::unique_lock lock(mutex_);
+  ++suspecting_;
+  while (!first_lost_ && !closed_ && Clock::now() < until &&
+         std::ranges::any_of(boxes_, in_doubt)) {
+    changed_.wait_until(lock, until);
+  }
+  --suspecting_;
+  if (first_lost_ || closed_) {
+    return first_lost_;
+  }
+  for (const PeerState state : {PeerState::away, PeerState::left}) {
+    // Whoever went first is to blame: others may have followed.
+    std::optional<int> first;
+    for (int peer = 0; peer < static_cast<int>(boxes_.size()); ++peer) {
+      if (box(peer).state == state && (!first || box(peer).state_since < box(*first).state_since)) {
+        first = peer;
+      }
+    }
+    if (first && state == PeerState::left) {
+      return left(*first);
+    }
+    if (first) {
+      return PeerLost(*first,
+                      fmt::format("the connection to rank {} broke {} ago: its process or its host "
+                                  "is down, or its network",
+                                  *first, seconds(Clock::now() - box(*first).state_since)));
+    }
+  }
+  for (int peer = 0; peer < static_cast<int>(boxes_.size()); ++peer) {
+    if (silent(box(peer))) {
+      return PeerTimeout(
+          peer,
+          fmt::format(
+              "rank {} is connected but has not answered for {}: it is stopped, or "
+              "its host or network is overloaded",
+              peer, seconds(Clock::now() - std::max(box(peer).last_heard, box(peer).state_since))));
+    }
+  }
+  return std::nullopt;
 }
 
 bool Inbox::wait_closed(Deadline deadline) {

@@ -69,6 +69,8 @@ class Inbox {
   /// Throws PeerLost or PeerLeft if nothing can be sent to the peer.
   void check_can_send(int peer) const;
   [[nodiscard]] std::optional<PeerLost> lost() const;
+  /// As Channel::suspect, of peers that were to answer a question put at `asked`.
+  [[nodiscard]] std::optional<PeerError> suspect(Deadline asked, Deadline until);
   /// Until set_closed, or false at the deadline.
   bool wait_closed(Deadline deadline);
 
@@ -86,6 +88,7 @@ class Inbox {
 
   Taken take(Box& box);
   void throw_if_in_vain(int peer) const;
+  [[nodiscard]] PeerLeft left(int peer) const;
   [[nodiscard]] PeerTimeout timeout(int peer, Deadline began) const;
   [[nodiscard]] const Box& box(int peer) const { return boxes_[static_cast<std::size_t>(peer)]; }
   [[nodiscard]] Box& box(int peer) { return boxes_[static_cast<std::size_t>(peer)]; }
@@ -96,6 +99,7 @@ class Inbox {
   std::condition_variable changed_;
   std::vector<Box> boxes_;
   std::optional<PeerLost> first_lost_;
+  int suspecting_ = 0;  // threads in suspect(), which want to know of every frame
   bool closed_ = false;
 };
 

@@ -80,6 +80,15 @@ void Mesh::resume(int peer) {
   }
 }
 
+void Mesh::ask() {
+  const auto now = Clock::now();
+  for (const auto& peer : peers_) {
+    if (peer != nullptr && !peer->finished()) {
+      peer->session.ask(now);
+    }
+  }
+}
+
 void Mesh::owe_abort(Peer& peer, int culprit, std::string_view reason) {
   if (!peer.finished()) {
     peer.owed_abort = encode_abort(static_cast<std::uint32_t>(culprit), reason);

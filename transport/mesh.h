@@ -34,6 +34,8 @@ class Mesh final : public IoHandler {
   void send(int peer, const SharedBytes& message);
   /// The inbox has room again for the peer's messages.
   void resume(int peer);
+  /// Have all peers acknowledge at once: those that live answer.
+  void ask();
   /// Tell all peers that `culprit` is lost.
   void tell_lost(int culprit, std::string_view reason);
   /// Work on until everything is delivered or the deadline has passed, then close the sockets and

@@ -42,6 +42,9 @@ Verdict Session::accept(const Frame& frame, Deadline now) {
   }
   window_.hold((header.flags & kFlagHold) != 0, now);
   if (header.kind == FrameKind::ack) {
+    if ((header.flags & kFlagAsk) != 0) {
+      owe_ack(now);
+    }
     return Verdict::accepted;
   }
   const Verdict verdict = reassembly_.accept(frame);
@@ -77,6 +80,11 @@ std::optional<Frame> Session::next_frame(Deadline now) noexcept {
   if (!connected_) {
     return std::nullopt;
   }
+  if (asking_) {
+    Frame frame{header(FrameKind::ack), {}};
+    frame.header.flags |= kFlagAsk;
+    return frame;
+  }
   if (auto frame = window_.peek(now)) {
     const FrameHeader base = header(frame->header.kind);
     frame->header.flags |= base.flags;
@@ -91,6 +99,9 @@ std::optional<Frame> Session::next_frame(Deadline now) noexcept {
 }
 
 bool Session::sent(const Frame& frame, Deadline now) noexcept {
+  if ((frame.header.flags & kFlagAsk) != 0) {
+    asking_ = false;
+  }
   unacknowledged_ = 0;
   ack_at_ = Deadline::max();
   keepalive_at_ = now + keepalive_;

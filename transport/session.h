@@ -42,6 +42,12 @@ class Session {
   /// stands.
   void request_ack(Deadline now) noexcept { owe_ack(now); }
 
+  /// Have the peer acknowledge at once, to see that it is there.
+  void ask(Deadline now) noexcept {
+    asking_ = true;
+    owe_ack(now);
+  }
+
   /// What to send now, if anything. Its payload stays valid until the session's next call. Call
   /// sent() if, and only if, the carrier took it.
   std::optional<Frame> next_frame(Deadline now) noexcept;
@@ -70,6 +76,7 @@ class Session {
   Reassembly reassembly_;
   bool connected_ = false;
   bool holding_ = false;
+  bool asking_ = false;
   unsigned unacknowledged_ = 0;        // frames that arrived since an ack left
   Deadline ack_at_ = Deadline::max();  // when one must leave
   Deadline keepalive_at_ = Deadline::max();

@@ -74,15 +74,14 @@ bool ZmqChannel::foreign() const noexcept { return ::getpid() != owner_; }
 void ZmqChannel::check_use(const char* what) const {
   const int rank = parts_->config.rank;
   if (closed_) {
-    throw PeerError(rank, fmt::format("rank {}: {} on a closed channel", rank, what));
+    throw ClosedError(
+        fmt::format("rank {}: {} on a process group that has been destroyed", rank, what));
   }
   if (foreign()) {
-    throw PeerError(
-        rank,
-        fmt::format(
-            "rank {}: {} in a forked process: only the process that opened the channel can use "
-            "it",
-            rank, what));
+    throw ClosedError(
+        fmt::format("rank {}: {} in a forked process: only the process that made the process group "
+                    "can use it",
+                    rank, what));
   }
 }
 
@@ -189,6 +188,16 @@ void ZmqChannel::abort(int culprit, std::string_view reason) {
 
 std::optional<PeerLost> ZmqChannel::lost() const {
   return foreign() ? std::nullopt : parts_->inbox.lost();
+}
+
+std::optional<PeerError> ZmqChannel::suspect(Deadline until) const {
+  if (closed_ || foreign() || !connected_) {
+    return std::nullopt;
+  }
+  Parts& parts = *parts_;
+  const auto asked = Clock::now();
+  parts.service->post([mesh = parts.mesh.get()] { mesh->ask(); });
+  return parts.inbox.suspect(asked, until);
 }
 
 ChannelCounters ZmqChannel::counters() const { return parts_->inbox.counters.read(); }

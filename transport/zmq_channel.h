@@ -31,6 +31,7 @@ class ZmqChannel final : public Channel {
   std::optional<Bytes> try_receive(int peer) override;
   void abort(int culprit, std::string_view reason) override;
   [[nodiscard]] std::optional<PeerLost> lost() const override;
+  [[nodiscard]] std::optional<PeerError> suspect(Deadline until) const override;
   [[nodiscard]] ChannelCounters counters() const override;
   void close(Deadline deadline) noexcept override;
 

@@ -16,13 +16,24 @@ bool is_bitwise(const c10d::ReduceOp& op) {
 
 }  // namespace
 
-DeviceDispatch::DeviceDispatch(InnerBackend host, MakeBackend make_device, bool stage_host)
+DeviceDispatch::DeviceDispatch(SharedBackend host, MakeBackend make_device, bool stage_host)
     : Backend(host->getRank(), host->getSize()),
       host_(std::move(host)),
       staged_(share(c10::make_intrusive<StagedBackend>(host_))),
       has_device_(static_cast<bool>(make_device)),
       stage_host_(stage_host),
       make_device_(std::move(make_device)) {}
+
+// NCCL's destructor takes a backend that was not shut down for a mistake of the script.
+DeviceDispatch::~DeviceDispatch() {
+  if (device_) {
+    try {
+      device_->shutdown();
+    } catch (const std::exception&) {
+      // a peer is gone: there is nothing left to shut down
+    }
+  }
+}
 
 c10d::Backend& DeviceDispatch::of(at::Device device, bool on_device) {
   // The description cannot be overridden, and comes before the first collective.

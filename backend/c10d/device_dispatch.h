@@ -24,7 +24,9 @@ class DeviceDispatch final : public c10d::Backend {
 
   /// `host`: the CPU's. `make_device`: makes NCCL's, called at the first collective that needs it;
   /// empty: never use one. `stage_host`: for tests, stage tensors on the CPU, too.
-  DeviceDispatch(InnerBackend host, MakeBackend make_device, bool stage_host = false);
+  DeviceDispatch(SharedBackend host, MakeBackend make_device, bool stage_host = false);
+
+  ~DeviceDispatch() override;
 
   const std::string getBackendName() const override { return "distro-inner"; }
 
@@ -73,14 +75,14 @@ class DeviceDispatch final : public c10d::Backend {
   // NCCL's if it has been made; null otherwise.
   c10d::Backend* made();
 
-  const InnerBackend host_;
-  const InnerBackend staged_;
+  const SharedBackend host_;
+  const SharedBackend staged_;
   const bool has_device_;
   const bool stage_host_;
   std::once_flag described_;
   std::mutex mutex_;  // guards the rest
   MakeBackend make_device_;
-  InnerBackend device_;
+  SharedBackend device_;
 };
 
 }  // namespace distro::c10d_backend

@@ -7,9 +7,10 @@
 namespace distro::c10d_backend {
 namespace {
 
-// How long to wait for the channel to say who died when the inner backend's error names nobody.
-// Shorter blames nobody, longer delays the error.
-constexpr std::chrono::milliseconds kPatience{1000};
+// How long to wait for the channel to say who died, or for all ranks to answer, when the inner
+// backend's error names nobody. Shorter than a round trip blames ranks that are well, longer delays
+// the error.
+constexpr std::chrono::milliseconds kPatience{2000};
 
 // An error from which the group does not recover.
 [[noreturn]] void fail(const exchange::Group& group, const std::string& message) {
@@ -17,22 +18,27 @@ constexpr std::chrono::milliseconds kPatience{1000};
   C10_THROW_ERROR(DistBackendError, message);
 }
 
-// The inner backend's errors come as std::runtime_error with addresses instead of ranks.
-[[noreturn]] void fail_inner(exchange::Group& group, const std::string& operation,
-                             const char* what) {
-  if (const auto lost = group.lost(kPatience)) {
-    group.abort(lost->rank(), lost->what());
+}  // namespace
+
+void fail_inner(exchange::Group& group, const std::string& operation, const std::string& reason) {
+  if (const auto suspect = group.suspect(kPatience)) {
+    group.abort(suspect->rank(), suspect->what());
     fail(group,
          fmt::format("rank {}: {} failed because of rank {}: {} (the inner backend says: {})",
-                     group.rank(), operation, lost->rank(), lost->what(), what));
+                     group.rank(), operation, suspect->rank(), suspect->what(), reason));
   }
-  fail(group,
-       fmt::format("rank {}: {} failed in the inner backend, and no rank is known to be dead; look "
-                   "at the logs of the other ranks: {}",
-                   group.rank(), operation, what));
+  fail(group, fmt::format(
+                  "rank {}: {} failed in the inner backend although all ranks answer; one of them "
+                  "may not have come to this collective (TORCH_DISTRIBUTED_DEBUG=DETAIL names it), "
+                  "or its log tells more: {}",
+                  group.rank(), operation, reason));
 }
 
-}  // namespace
+void fail_lost(exchange::Group& group, const std::string& operation,
+               const transport::PeerError& lost) {
+  fail(group, fmt::format("rank {}: {} failed because of rank {}: {}", group.rank(), operation,
+                          lost.rank(), lost.what()));
+}
 
 void translate(exchange::Group& group, const std::string& operation,
                const std::function<void()>& work) {
@@ -40,8 +46,7 @@ void translate(exchange::Group& group, const std::string& operation,
     work();
   } catch (const transport::PeerError& error) {
     group.abort(error.rank(), error.what());
-    fail(group,
-         fmt::format("{} failed because of rank {}: {}", operation, error.rank(), error.what()));
+    fail_lost(group, operation, error);
   } catch (const transport::TransportError& error) {
     fail(group, fmt::format("{}: {}", operation, error.what()));
   } catch (const exchange::ExchangeError& error) {

@@ -21,4 +21,13 @@ void translate(exchange::Group& group, const std::string& operation,
 std::exception_ptr translated(exchange::Group& group, const std::string& operation,
                               std::exception_ptr error);
 
+/// Throw c10::DistBackendError for a failure of the inner backend, whose errors tell addresses
+/// instead of ranks. Finds out who is to blame, for which it may wait some seconds.
+[[noreturn]] void fail_inner(exchange::Group& group, const std::string& operation,
+                             const std::string& reason);
+
+/// Throw c10::DistBackendError: a rank of the group is lost, so `operation` would wait in vain.
+[[noreturn]] void fail_lost(exchange::Group& group, const std::string& operation,
+                            const transport::PeerError& lost);
+
 }  // namespace distro::c10d_backend

@@ -3,14 +3,34 @@
 #include <fmt/format.h>
 
 #include <torch/csrc/distributed/c10d/exception.h>
+#include <algorithm>
 #include <atomic>
+#include <condition_variable>
 #include <utility>
 
 #include "backend/c10d/errors.h"
+#include "backend/c10d/interpreter_end.h"
 #include "backend/c10d/python_lock.h"
 #include "backend/c10d/tensors.h"
 
 namespace distro::c10d_backend {
+namespace {
+
+using std::chrono::milliseconds;
+
+// How often a wait looks whether a rank was lost in the meantime. Longer: the news is late;
+// shorter: the thread wakes for nothing.
+constexpr milliseconds kLookAgain{200};
+
+// How long a collective may go on after a rank was lost, for the inner backend to notice by itself.
+// Shorter: a collective that was about to end is given up; longer: so is the error.
+constexpr milliseconds kGrace{1000};
+
+transport::Deadline until(milliseconds timeout) {
+  return timeout == kNoTimeout ? transport::Deadline::max() : transport::Clock::now() + timeout;
+}
+
+}  // namespace
 
 c10::intrusive_ptr<c10::ivalue::Future> future_of(c10d::Work& work, c10d::OpType operation) {
   if (c10d::isP2POp(operation)) {
@@ -27,6 +47,9 @@ namespace {
 
 c10::intrusive_ptr<c10d::Work> started(exchange::Group& group, const std::string& operation,
                                        const ExactWork::Start& start) {
+  if (const auto lost = group.lost()) {
+    fail_lost(group, operation, *lost);  // what it would do without that rank is undefined
+  }
   c10::intrusive_ptr<c10d::Work> inner;
   translate(group, operation, [&] { inner = start(); });
   return inner;
@@ -58,6 +81,19 @@ class ExactWork::Completion {
     }
   }
 
+  // The future is complete.
+  void announce() {
+    const std::lock_guard lock(mutex_);
+    announced_ = true;
+    changed_.notify_all();
+  }
+
+  // Wait for that; false if it has not come by then.
+  bool wait(transport::Deadline deadline) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_until(lock, deadline, [this] { return announced_; });
+  }
+
   [[nodiscard]] bool succeeded() const { return succeeded_; }
 
  private:
@@ -72,6 +108,9 @@ class ExactWork::Completion {
   const std::function<void()> end_of_profile_;
   std::atomic<bool> succeeded_{false};
   std::atomic<bool> ended_{false};
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool announced_ = false;  // guarded by mutex_
 };
 
 ExactWork::ExactWork(const Call& call, std::shared_ptr<exchange::Group> group,
@@ -100,22 +139,20 @@ ExactWork::ExactWork(const Call& call, std::shared_ptr<exchange::Group> group,
   inner_future->addCallback([future = future_, group = group_, completion = completion_,
                              operation_name = operation_, outputs = outputs_,
                              act = std::move(last_act)](c10::ivalue::Future& done) {
-    if (done.hasError()) {
-      completion->fail();
-      future->setError(translated(*group, operation_name, done.exception_ptr()));
-      return;
-    }
     try {
+      if (done.hasError()) {
+        std::rethrow_exception(translated(*group, operation_name, done.exception_ptr()));
+      }
       if (act) {
         act();
       }
+      completion->succeed();
+      future->markCompleted(act ? c10::IValue(outputs) : done.value());
     } catch (...) {
       completion->fail();
       future->setError(std::current_exception());
-      return;
     }
-    completion->succeed();
-    future->markCompleted(act ? c10::IValue(outputs) : done.value());
+    completion->announce();
   });
 }
 
@@ -149,7 +186,11 @@ void ExactWork::synchronize() {
   wait();
 }
 
-bool ExactWork::wait(std::chrono::milliseconds timeout) {
+bool ExactWork::wait(milliseconds timeout) {
+  struct AtEnd {
+    ~AtEnd() { stay_if_interpreter_ends(); }
+  };
+  const AtEnd at_end;
   return completed_by_wait_ ? wait_by_inner(timeout) : wait_by_future(timeout);
 }
 
@@ -160,20 +201,65 @@ void ExactWork::throw_not_done(std::chrono::milliseconds timeout) const {
                               group_->rank(), operation_, timeout.count()));
 }
 
-bool ExactWork::wait_by_future(std::chrono::milliseconds timeout) {
-  bool done = true;
-  if (!future_->completed()) {
-    try {
-      done = inner_->wait(timeout);
-    } catch (...) {
-      if (!inner_->isCompleted()) {
-        throw_not_done(timeout);
-      }
-      // The future is about to have the error, translated.
+// The inner backend waits for a lost rank until its time-out, unless a connection breaks.
+void ExactWork::check_lost(Deadline& give_up_at) const {
+  const auto lost = group_->lost();
+  if (!lost) {
+    return;
+  }
+  const auto now = transport::Clock::now();
+  if (give_up_at == Deadline::max()) {
+    give_up_at = now + kGrace;
+  } else if (now >= give_up_at) {
+    fail_lost(*group_, operation_, *lost);
+  }
+}
+
+bool ExactWork::wait_by_future(milliseconds timeout) {
+  const Deadline deadline = until(timeout);
+  Deadline give_up_at = Deadline::max();
+  while (!completion_->wait(std::min(deadline, transport::Clock::now() + kLookAgain))) {
+    if (transport::Clock::now() >= deadline) {
+      throw_not_done(timeout);
     }
+    check_lost(give_up_at);
+  }
+  bool done = true;
+  try {
+    done = inner_->wait(kNoTimeout);
+  } catch (...) {
+    // The future has it, translated.
   }
   future_->waitAndThrow();
   return done;
+}
+
+// Of send and receive a wait that times out breaks the inner backend's connections, so they wait in
+// one piece. Others may be waited for in slices. They don't tell a slice that has passed from a
+// failure, nor (gloo's reduce-scatter) whether they are complete; but what has failed says so at
+// once.
+void ExactWork::wait_for_inner(milliseconds timeout) {
+  if (c10d::isP2POp(retrieveOpType())) {
+    inner_->wait(timeout);
+    return;
+  }
+  const Deadline deadline = until(timeout);
+  Deadline give_up_at = Deadline::max();
+  for (;;) {
+    const auto began = transport::Clock::now();
+    try {
+      inner_->wait(kLookAgain);
+      return;
+    } catch (...) {
+      if (transport::Clock::now() - began < kLookAgain) {
+        throw;
+      }
+    }
+    if (transport::Clock::now() >= deadline) {
+      throw_not_done(timeout);
+    }
+    check_lost(give_up_at);
+  }
 }
 
 bool ExactWork::wait_by_inner(std::chrono::milliseconds timeout) {
@@ -182,14 +268,13 @@ bool ExactWork::wait_by_inner(std::chrono::milliseconds timeout) {
     future_->waitAndThrow();
     return true;
   }
-  bool done = false;
   try {
-    translate(*group_, operation_, [&] { done = inner_->wait(timeout); });
+    translate(*group_, operation_, [&] { wait_for_inner(timeout); });
     if (last_act_) {
       last_act_();
     }
   } catch (...) {
-    if (timeout != kNoTimeout && !inner_->isCompleted()) {
+    if (timeout != kNoTimeout && !inner_->isCompleted() && !group_->lost()) {
       throw_not_done(timeout);
     }
     completion_->fail();
@@ -198,7 +283,7 @@ bool ExactWork::wait_by_inner(std::chrono::milliseconds timeout) {
   }
   completion_->succeed();
   future_->markCompleted(c10::IValue(outputs_));
-  return done;
+  return true;
 }
 
 void ExactWork::abort() { inner_->abort(); }

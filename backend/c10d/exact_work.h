@@ -64,8 +64,12 @@ class ExactWork : public c10d::Work {
   // the Work.
   class Completion;
 
+  using Deadline = transport::Deadline;
+
   bool wait_by_future(std::chrono::milliseconds timeout);
   bool wait_by_inner(std::chrono::milliseconds timeout);
+  void wait_for_inner(std::chrono::milliseconds timeout);
+  void check_lost(Deadline& give_up_at) const;
   [[noreturn]] void throw_not_done(std::chrono::milliseconds timeout) const;
 
   const std::shared_ptr<exchange::Group> group_;

@@ -172,8 +172,6 @@ void GradientReductions::stop_recognising(const std::string& reason) {
   }
 }
 
-void GradientReductions::shutdown() { ordered_->shutdown(); }
-
 void GradientReductions::abort() { ordered_->abort(); }
 
 void GradientReductions::set_timeout(std::chrono::milliseconds timeout) {

@@ -57,7 +57,6 @@ class GradientReductions {
   [[nodiscard]] const std::shared_ptr<exchange::Group>& group() const noexcept { return group_; }
 
   /// End of the process group, after the engine's.
-  void shutdown();
   void abort();
   void set_timeout(std::chrono::milliseconds timeout);
 

@@ -52,7 +52,7 @@ std::pair<int, int> spacing(const std::vector<std::uint64_t>& ranks) {
 }  // namespace
 
 ProcessGroupDistro::ProcessGroupDistro(std::shared_ptr<exchange::Group> group, InnerBackend inner,
-                                       const InnerBackend& ordered,
+                                       const std::optional<InnerBackend>& ordered,
                                        c10::intrusive_ptr<Options> options, MakeChild make_child)
     : Backend(group->rank(), group->world_size()),
       group_(std::move(group)),
@@ -61,10 +61,16 @@ ProcessGroupDistro::ProcessGroupDistro(std::shared_ptr<exchange::Group> group, I
       make_child_(std::move(make_child)),
       operations_(std::make_shared<Operations>()),
       gradients_(ordered && group_->reductions() != nullptr
-                     ? std::make_shared<GradientReductions>(group_, ordered, operations_)
+                     ? std::make_shared<GradientReductions>(group_, *ordered, operations_)
                      : nullptr),
       last_split_(c10::intrusive_ptr<c10d::Backend>()) {
   init();
+  group_->on_close([backend = inner_, ordered] {
+    backend.release();
+    if (ordered) {
+      ordered->release();
+    }
+  });
   observe_failures();
 }
 
@@ -174,11 +180,8 @@ c10::intrusive_ptr<c10d::Backend> ProcessGroupDistro::split(
 }
 
 void ProcessGroupDistro::shutdown() {
+  const WithoutPythonLock without_lock;
   group_->close();
-  inner_->shutdown();
-  if (gradients_) {
-    gradients_->shutdown();
-  }
 }
 
 void ProcessGroupDistro::abort() {

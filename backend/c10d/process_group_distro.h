@@ -3,6 +3,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 #include <utility>
@@ -46,8 +47,8 @@ class ProcessGroupDistro : public c10d::Backend {
   /// `inner` runs what stays exact; it has the same ranks as `group`. `ordered`: another such
   /// backend, for what modes ef and demo find to be exact; null in other modes.
   ProcessGroupDistro(std::shared_ptr<exchange::Group> group, InnerBackend inner,
-                     const InnerBackend& ordered, c10::intrusive_ptr<Options> options,
-                     MakeChild make_child);
+                     const std::optional<InnerBackend>& ordered,
+                     c10::intrusive_ptr<Options> options, MakeChild make_child);
   ~ProcessGroupDistro() override;
 
   [[nodiscard]] const std::shared_ptr<exchange::Group>& group() const noexcept { return group_; }

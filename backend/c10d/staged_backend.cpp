@@ -17,7 +17,7 @@ at::Device device_of(const StagedBackend::Tensors& tensors) {
 
 }  // namespace
 
-StagedBackend::StagedBackend(InnerBackend host)
+StagedBackend::StagedBackend(SharedBackend host)
     : Backend(host->getRank(), host->getSize()), host_(std::move(host)) {}
 
 StagedBackend::Work StagedBackend::run(OpType operation, at::Device device,

@@ -20,7 +20,7 @@ class StagedBackend final : public c10d::Backend {
   using TensorLists = std::vector<std::vector<at::Tensor>>;
   using Splits = std::vector<std::int64_t>;
 
-  explicit StagedBackend(InnerBackend host);
+  explicit StagedBackend(SharedBackend host);
 
   const std::string getBackendName() const override { return "staged"; }
 
@@ -59,7 +59,7 @@ class StagedBackend final : public c10d::Backend {
   Work run(c10d::OpType operation, at::Device device,
            const std::function<std::function<Work()>(Staging&)>& take);
 
-  const InnerBackend host_;
+  const SharedBackend host_;
 };
 
 }  // namespace distro::c10d_backend

@@ -141,23 +141,23 @@ void Group::abort(int culprit, std::string_view reason) noexcept {
   }
 }
 
-std::optional<transport::PeerLost> Group::lost(std::chrono::milliseconds patience) const {
+std::optional<transport::PeerLost> Group::lost() const {
+  return channel_ ? channel_->lost() : std::nullopt;
+}
+
+std::optional<transport::PeerError> Group::suspect(std::chrono::milliseconds patience) {
   if (!channel_) {
     return std::nullopt;
   }
-  const auto until = transport::Clock::now() + patience;
-  // The channel learns of a death some milliseconds after the inner backend's broken connection;
-  // there is nothing to wait on.
-  constexpr std::chrono::milliseconds kInterval{10};
-  for (;;) {
-    if (auto lost = channel_->lost()) {
-      return lost;
-    }
-    if (transport::Clock::now() >= until) {
-      return std::nullopt;
-    }
-    std::this_thread::sleep_for(kInterval);
+  // When one collective fails, those behind it fail as well; each would wait in vain.
+  constexpr std::chrono::seconds kMoment{5};
+  const auto now = transport::Clock::now();
+  const bool lately = asked_in_vain_.load() > now - kMoment;
+  const auto found = channel_->suspect(lately ? now : now + patience);
+  if (!found) {
+    asked_in_vain_ = transport::Clock::now();
   }
+  return found;
 }
 
 void Group::close() noexcept {
@@ -166,11 +166,21 @@ void Group::close() noexcept {
   }
   {
     const std::lock_guard lock(channel_mutex_);
-    if (closed_.exchange(true) || !channel_) {
+    if (closed_.exchange(true)) {
       return;
     }
   }
-  channel_->close(deadline());
+  if (channel_) {
+    channel_->close(deadline());
+  }
+  if (const auto last_act = std::move(last_act_)) {
+    last_act();
+  }
+}
+
+void Group::leave(std::string_view reason) noexcept {
+  abort(rank(), reason);
+  close();
 }
 
 void Group::log(transport::LogLevel level, std::string_view message) const noexcept {

@@ -83,22 +83,32 @@ class Group {
   /// is closed.
   void abort(int culprit, std::string_view reason) noexcept;
 
-  /// The rank that is known to be lost, waiting up to `patience` for the news. For naming the rank
-  /// to blame when the inner backend fails with an error that names none.
-  [[nodiscard]] std::optional<transport::PeerLost> lost(std::chrono::milliseconds patience) const;
+  /// The rank that is known to be lost.
+  [[nodiscard]] std::optional<transport::PeerLost> lost() const;
+
+  /// The rank to blame when the inner backend fails with an error that names none
+  /// (Channel::suspect), waiting up to `patience` for the news; not at all if it was asked in vain
+  /// a moment ago.
+  [[nodiscard]] std::optional<transport::PeerError> suspect(std::chrono::milliseconds patience);
+
+  /// Run `last_act` when the group is closed, after its goodbye. Before close(), from one thread.
+  void on_close(std::function<void()> last_act) { last_act_ = std::move(last_act); }
 
   /// Called with the reason of every error from which the group does not recover, by the thread
   /// that met it. Must not throw. One observer; set it before the group is used.
   using FailureObserver = std::function<void(std::string_view reason)>;
   void observe_failure(FailureObserver observer) { failure_observer_ = std::move(observer); }
   void report_failure(std::string_view reason) const noexcept {
-    if (failure_observer_) {
+    if (failure_observer_ && !closed_) {  // a use after the end is no failure of the group
       failure_observer_(reason);
     }
   }
 
   /// Deliver what was sent, say goodbye, close. Idempotent.
   void close() noexcept;
+
+  /// Close because this rank has failed: the others are told why instead of a goodbye.
+  void leave(std::string_view reason) noexcept;
   [[nodiscard]] bool closed() const noexcept { return closed_; }
 
   /// "[distro rank 2] message" to the log.
@@ -121,7 +131,9 @@ class Group {
   std::mutex channel_mutex_;  // guards abort() against close()
   std::mutex mutex_;
   std::uint32_t modules_ = 0;  // guarded by mutex_
+  std::function<void()> last_act_;
   std::atomic<bool> closed_{false};
+  std::atomic<transport::Deadline> asked_in_vain_{transport::Deadline::min()};
   std::atomic<std::chrono::milliseconds> timeout_;
   FailureObserver failure_observer_;
   std::unique_ptr<Reductions> reductions_;  // last: its thread uses all of the above

@@ -129,8 +129,8 @@ Letter Mailbox::take(int peer, const Subject& subject, transport::Deadline deadl
         const std::chrono::duration<double> waited = transport::Clock::now() - start;
         throw transport::PeerTimeout(
             peer, fmt::format("rank {}: rank {} is late: waited {:.1f} s (the group's time-out) "
-                              "for its {}. It is "
-                              "connected, so it hangs or computes; look at its log.",
+                              "for its {}. It hangs, "
+                              "or computes, or its script does something else; look at its log.",
                               rank_, peer, waited.count(), name_of(subject)));
       }
     }

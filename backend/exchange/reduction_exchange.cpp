@@ -48,8 +48,9 @@ ReductionExchange::ReductionExchange(Group& group)
 
 std::string ReductionExchange::description(const Reduction& reduction) const {
   return fmt::format("{}\n{}mode {} k {} bits {} transform {} beta {}\n", reduction.what,
-                     describe(reduction.tensors, kMaxDescriptionBytes), name_of(group_.options().mode), config_.k,
-                     config_.value_bits, static_cast<int>(config_.transform), config_.beta);
+                     describe(reduction.tensors, kMaxDescriptionBytes),
+                     name_of(group_.options().mode), config_.k, config_.value_bits,
+                     static_cast<int>(config_.transform), config_.beta);
 }
 
 const plugins::GradientCodec& ReductionExchange::codec(const OpenReduction& open) {

@@ -77,9 +77,12 @@ def make(store: dist.Store, rank: int, size: int, options: Any) -> Any:  # noqa:
 
     handle = core.join(store, rank, size, options._timeout, options.overrides, _inner.devices())
     try:
-        inner, ordered = _inner.make(store, handle, options), None
-        if handle.exchanges_gradients:
-            ordered = _inner.gloo_of(store, "reductions", handle, options._timeout)
+        try:
+            inner, ordered = _inner.make(store, handle, options), None
+            if handle.exchanges_gradients:
+                ordered = _inner.gloo_of(store, "reductions", handle, options._timeout)
+        except RuntimeError as error:
+            handle.fail("init_process_group", str(error))
         backend = core.ProcessGroupDistro(handle, inner, ordered, options)
     except BaseException:
         handle.close()

@@ -12,6 +12,7 @@ from typing import Any
 import torch.distributed as dist
 
 from torch_distro._attach import modules_of
+from torch_distro._extension import extension
 from torch_distro._groups import backends_of
 
 # Every group that is open, or whose counters are to be written at exit; the one list of this
@@ -90,6 +91,21 @@ def write() -> None:
 def _at_exit() -> None:
     if os.getpid() != _owner:
         return  # a forked DataLoader worker: the sockets are its parent's
+    if not _groups:
+        return
+    extension().begin_interpreter_end()
+    reason = _failure()
     for group in _groups:
-        group.close()
+        if reason:
+            group.leave(f"rank {group.rank} {reason}")
+        else:
+            group.close()
     write()
+
+
+def _failure() -> str:
+    """What ended the script, if it was an uncaught exception."""
+    if not hasattr(sys, "last_value"):  # set where the interpreter prints the traceback
+        return ""
+    error = sys.last_value
+    return f"ended because of an exception: {type(error).__name__}: {error}; see its own output"

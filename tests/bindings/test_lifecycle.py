@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run
+from ranks import launch, run
 
 
 def _by_name(rank: int, size: int) -> bool:
@@ -78,28 +81,86 @@ def test_a_group_of_one_rank_trains() -> None:
     assert run(1, _one) == [["one rank"]]
 
 
-def _held() -> tuple[int, int]:
-    return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+class Held(NamedTuple):
+    """What this process holds."""
+
+    files: int
+    threads: int
+    mebibytes: float
 
 
-def _cycles(rank: int, size: int, folder: str) -> list[tuple[int, int]]:
+def _held() -> Held:
+    gc.collect()
+    status = Path("/proc/self/status").read_text()
+    kibibytes = int(status.split("VmRSS:")[1].split()[0])
+    files, threads = os.listdir("/proc/self/fd"), os.listdir("/proc/self/task")
+    return Held(len(files), len(threads), kibibytes / 1024)
+
+
+def _train_a_module() -> None:
+    from models import batches, train, wrapped
+
+    module = wrapped()
+    train(module, torch.optim.AdamW(module.parameters()), batches(dist.get_rank(), 2))
+
+
+def _cycles(rank: int, size: int, folder: str) -> list[Held]:
     held = []
-    for cycle in range(30):
+    for cycle in range(50):
         store = dist.FileStore(f"{folder}/store{cycle}", size)
         dist.init_process_group("distro", store=store, rank=rank, world_size=size)
-        x = torch.ones(2)
-        dist.all_reduce(x)
+        dist.all_reduce(torch.ones(2))
+        if cycle % 5 == 0:
+            _train_a_module()
         dist.destroy_process_group()
         del store
         held.append(_held())
     return held
 
 
+def _assert_no_growth(before: Held, after: Held) -> None:
+    assert after.files <= before.files + 1, (before, after)
+    assert after.threads <= before.threads + 1, (before, after)
+    assert after.mebibytes <= before.mebibytes + 8, (before, after)
+
+
 def test_start_and_destroy_again_and_again_leaks_nothing(tmp_path: Path) -> None:
     for held in run(2, _cycles, str(tmp_path), backend=None):
-        files, threads = held[-1]
-        assert files <= held[9][0] + 1, held
-        assert threads <= held[9][1] + 1, held
+        _assert_no_growth(held[14], held[-1])
+
+
+def _twenty_groups(rank: int, size: int) -> list[Held]:
+    held = []
+    for _ in range(4):
+        groups: list[Any] = [dist.new_group(backend="distro") for _ in range(20)]
+        for group in groups:
+            dist.all_reduce(torch.ones(2), group=group)
+        for group in groups:
+            dist.destroy_process_group(group)
+        del groups, group
+        held.append(_held())
+    return held
+
+
+def test_twenty_groups_made_and_destroyed_leak_nothing() -> None:
+    for held in run(2, _twenty_groups):
+        _assert_no_growth(held[1], held[-1])
+
+
+def _killed_with_a_socket(rank: int, size: int) -> None:
+    if rank == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_the_folder_of_a_killed_rank_is_removed_by_the_next_start() -> None:
+    folder = tempfile.mkdtemp(prefix="r")  # a socket's path is short
+    environment = {"XDG_RUNTIME_DIR": folder}
+    ipc = {"transport": "ipc"}
+    launch(2, _killed_with_a_socket, env=environment, options=ipc)
+    assert len(os.listdir(folder)) >= 1
+    assert run(2, _by_name, env=environment, options=ipc) == [True, True]
+    assert os.listdir(folder) == []
+    os.rmdir(folder)
 
 
 def _script(

@@ -87,8 +87,8 @@ TEST(Channel, MisuseIsAnError) {
   EXPECT_THROW(group[0].send(1, shared_pattern(101, 1)), ConfigError);
   EXPECT_THROW(group[0].connect(group.addresses), ConfigError);
   group.close_all();
-  EXPECT_THROW(group[0].send(1, shared_pattern(1, 1)), PeerError);
-  EXPECT_THROW(group[0].receive(1, in(seconds(1))), PeerError);
+  EXPECT_THROW(group[0].send(1, shared_pattern(1, 1)), ClosedError);
+  EXPECT_THROW(group[0].receive(1, in(seconds(1))), ClosedError);
 }
 
 TEST(Channel, AnotherProtocolVersionIsNamed) {

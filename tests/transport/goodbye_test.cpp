@@ -98,10 +98,41 @@ TEST(Close, GivesUpAtTheDeadlineIfThePeerNeverCame) {
 
 TEST(Close, WakesAReceiverOfAnotherThread) {
   Group group(Carrier::inproc, 2);
-  std::thread receiver([&] { EXPECT_THROW(group[0].receive(1, in(seconds(20))), PeerError); });
+  std::thread receiver([&] { EXPECT_THROW(group[0].receive(1, in(seconds(20))), TransportError); });
   std::this_thread::sleep_for(milliseconds(50));
   group.close_all();
   receiver.join();
+}
+
+TEST(Suspect, NobodyWhileAllAnswer) {
+  Group group(Carrier::tcp, 3);
+  group.each([](int rank, Channel& channel) {
+    for (int peer = 0; peer < 3; ++peer) {
+      if (peer != rank) {
+        channel.send(peer, shared_pattern(10, 1));
+        channel.receive(peer, in(seconds(20)));
+      }
+    }
+  });
+  const auto began = Clock::now();
+  EXPECT_EQ(group[0].suspect(in(seconds(60))), std::nullopt);
+  EXPECT_LT(Clock::now() - began, seconds(30));  // as soon as they have answered
+  group.close_all();
+  EXPECT_EQ(group[0].suspect(in(seconds(60))), std::nullopt);
+}
+
+TEST(Suspect, ARankThatLeftUnlessOneIsLost) {
+  Group group(Carrier::tcp, 3);
+  group[1].close(in(seconds(20)));
+  const auto left = group[0].suspect(in(milliseconds(200)));
+  ASSERT_TRUE(left);
+  EXPECT_EQ(left->rank(), 1);
+  EXPECT_NE(std::string(left->what()).find("rank 1 left the group"), std::string::npos);
+  group[2].abort(2, "gave up");
+  EXPECT_THROW(group[0].receive(2, in(seconds(20))), PeerLost);
+  const auto lost = group[0].suspect(in(seconds(60)));
+  ASSERT_TRUE(lost);
+  EXPECT_EQ(lost->rank(), 2);
 }
 
 }  // namespace

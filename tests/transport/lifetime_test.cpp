@@ -58,7 +58,7 @@ TEST(Lifetime, AForkedChildLeavesTheChannelAlone) {
     try {
       group[0].send(1, shared_pattern(10, 2));
       ++failures;
-    } catch (const PeerError&) {
+    } catch (const ClosedError&) {
     }
     group[0].close(in(seconds(5)));
     group.channels.clear();
