@@ -20,8 +20,8 @@ using transport::LogLevel;
 constexpr double kUnusualMove = 8.0;
 constexpr std::uint64_t kStepsToKnowUsual = 10;
 
-// A peer may be two records ahead, and all that is kept of one peer has a bound.
-constexpr std::size_t kLargestRecordBytes = kMaxStoredBytes / 2 - kEnvelopeBytes - 4096;
+// What fits into one message.
+constexpr std::size_t kLargestRecordBytes = transport::kMaxMessageBytes - kEnvelopeBytes;
 
 plugins::WeightsConfig config_of(const Options& options, tbb::task_arena& arena) {
   return {options.k, options.value_bits, options.isa, &arena};

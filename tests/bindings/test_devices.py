@@ -42,7 +42,7 @@ def _module(*devices: str) -> DistributedDataParallel:
 
 
 def test_a_module_on_one_device_is_exchanged_and_one_spread_over_devices_is_exact() -> None:
-    group: Any = SimpleNamespace(world_size=2, mode="auto")
+    group: Any = SimpleNamespace(world_size=2, exchanges_gradients=False, mode="auto")
     assert _attach._why_exact(_module("cuda:1", "cuda:1"), group) == ""
     assert _attach._why_exact(_module("cpu", "cpu"), group) == ""
     spread = _attach._why_exact(_module("cuda:0", "cuda:0", "cuda:1"), group)

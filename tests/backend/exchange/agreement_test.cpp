@@ -101,9 +101,9 @@ TEST(Agreement, AModuleWhoseRecordsNobodyCouldKeepIsRefusedAtOnce) {
   const StringMap options = {{"transport", "inproc"}, {"k", "4096"}, {"value_bits", "32"}};
   const auto errors = run_ranks({.options = options}, [&](Rank& rank) {
     const WeightsExchange fits(rank.group, {{"small", kernels::DType::f32, {1 << 20}}});
-    const WeightsExchange large(rank.group, {{"large", kernels::DType::f32, {200'000'000}}});
+    const WeightsExchange large(rank.group, {{"large", kernels::DType::f32, {300'000'000}}});
   });
-  expect_all(errors, {"200000000 weights", "DISTRO_K=4096 and 32 bits", "Options(value_bits)"});
+  expect_all(errors, {"300000000 weights", "DISTRO_K=4096 and 32 bits", "Options(value_bits)"});
 }
 
 TEST(Agreement, TheGroupsChecksumIsTheSumOverItsModules) {

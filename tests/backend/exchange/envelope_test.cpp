@@ -83,7 +83,6 @@ TEST(Envelope, RejectsWhatDoesNotBelongToItsKind) {
                EnvelopeError);
   EXPECT_THROW(open(seal({.kind = MessageKind::describe, .flags = kAsksResync}, five)),
                EnvelopeError);
-  EXPECT_THROW(open(seal({.flags = kExact, .exchange = 1}, five)), EnvelopeError);
 }
 
 TEST(Envelope, TextsOfPeersAreBounded) {
