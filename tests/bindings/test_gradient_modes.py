@@ -81,7 +81,11 @@ def _ways(rank: int, size: int) -> bool:
         with reductions(count):
             distro, gloo = beside_gloo(rank, **options)
         torch.testing.assert_close(
-            distro, gloo, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+            distro,
+            gloo,
+            rtol=0,
+            atol=1e-5,
+            msg=lambda text, name=name: f"{name}: {text}",  # type: ignore[misc]
         )
         assert same_everywhere(distro), name
     for dtype, difference in ROUNDING.items():
@@ -135,8 +139,8 @@ def _drain(rank: int, size: int) -> bool:
         torch.randn(8, 128, generator=torch.Generator().manual_seed(rank))
     ).square().sum().backward()
     for layer, total in zip(alone.layers, totals, strict=True):
-        dist.all_reduce(layer.weight.grad)
-        torch.testing.assert_close(total, layer.weight.grad / size, rtol=1e-5, atol=1e-5)
+        dist.all_reduce(layer.weight.grad)  # type: ignore[arg-type]
+        torch.testing.assert_close(total, layer.weight.grad / size, rtol=1e-5, atol=1e-5)  # type: ignore[operator]
     return True
 
 
@@ -223,7 +227,7 @@ def _compiled(rank: int, size: int) -> bool:
     with reductions(2):
         for step in range(2):
             module.zero_grad()
-            backward(compiled, data(rank, step))
+            backward(compiled, data(rank, step))  # type: ignore[arg-type]
     own = gradients(module)
     module.zero_grad()
     with reductions(1):

@@ -195,7 +195,7 @@ def _sharpness_aware(rank: int, size: int) -> dict[str, Any]:
         with torch.no_grad():
             saved = [p.clone() for p in trained]
             for p in trained:
-                p.add_(p.grad, alpha=0.01)
+                p.add_(p.grad, alpha=0.01)  # type: ignore[arg-type]
         optimizer.zero_grad()
         with module.no_sync():  # at the weights that are taken back, nothing is exchanged
             (module(x) - x.roll(1, 1)).square().mean().backward()

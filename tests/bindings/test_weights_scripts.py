@@ -42,7 +42,7 @@ def _checkpointing(rank: int, size: int) -> dict[str, Any]:
         exchanges = torch_distro.state_dict(module)["exchanges"]
         torch_distro.average(module)
         results[reentrant] = (exchanges, flat(module))
-    return results
+    return results  # type: ignore[return-value]
 
 
 def test_activation_checkpointing_of_both_kinds() -> None:
