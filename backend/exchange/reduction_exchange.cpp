@@ -287,7 +287,7 @@ void ReductionExchange::decode(OpenReduction& open, const Messages& messages) {
     contributions.push_back({record, reduction.weight});
   }
   std::ranges::sort(non_finite);
-  non_finite.erase(std::ranges::unique(non_finite).begin(), non_finite.end());
+  non_finite.erase(std::unique(non_finite.begin(), non_finite.end()), non_finite.end());
   const auto residuals = pointers(open.residuals);
   const std::span kept(std::as_const(residuals));
   group_.arena().execute([&] {
