@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from typing import Any
 
@@ -12,6 +13,9 @@ from torch_distro._extension import AdapterError, adapter_name, extension
 from torch_distro._options import Options
 
 NAME = "distro"
+
+# functools.cache runs a function twice where two threads, each a rank, make their first groups.
+_installing = threading.Lock()
 
 
 def register() -> None:
@@ -88,6 +92,7 @@ def make(store: dist.Store, rank: int, size: int, options: Any) -> Any:  # noqa:
         handle.close()
         raise
     _stats.add(handle)
-    _attach.install()
-    _sharded.install()
+    with _installing:
+        _attach.install()
+        _sharded.install()
     return backend
