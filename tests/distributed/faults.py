@@ -90,17 +90,18 @@ def _repeat_exchange(kind: str, group: dist.ProcessGroup, rank: int) -> None:
 
 def _meet(kind: str, store: dist.Store, rank: int, fault: str) -> None:
     """Rank 2 dies before it comes, or between the rendezvous and the inner backend's own."""
-    from torch_distro import _backend
+    from torch_distro import _backend, _inner
 
     if rank == VICTIM and kind == "rendezvous":
         os.kill(os.getpid(), SIGNALS[fault])
     if rank == VICTIM:
-        vars(_backend)["_gloo"] = lambda *_: os.kill(os.getpid(), SIGNALS[fault])
+        vars(_inner)["gloo_of"] = lambda *_: os.kill(os.getpid(), SIGNALS[fault])
     _backend.create(
         types.SimpleNamespace(
             store=dist.PrefixStore(f"test/{kind}", store),
             group_rank=rank,
             group_size=3,
+            global_ranks_in_group=[],
             timeout=datetime.timedelta(seconds=TIMEOUT_SECONDS),
         )
     )
