@@ -258,9 +258,11 @@ TEST(PluginCounters, AreThoseOfTheLibrary) {
   group[0].send(1, shared_pattern(1000, 1));
   EXPECT_EQ(group[1].receive(0, in(seconds(5))), pattern(1000, 1));
   group.close_all();
+  // Whoever leaves first does not read the other's last acknowledgement.
   const auto sent = group[0].counters().socket_bytes_sent;
-  EXPECT_GE(sent, 1000U + kHeaderBytes);
-  EXPECT_EQ(group[1].counters().socket_bytes_received, sent);
+  const auto received = group[1].counters().socket_bytes_received;
+  EXPECT_GE(received, 1000U + kHeaderBytes);
+  EXPECT_LE(received, sent);
 }
 
 }  // namespace
