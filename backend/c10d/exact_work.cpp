@@ -116,7 +116,9 @@ class ExactWork::Completion {
 ExactWork::ExactWork(const Call& call, std::shared_ptr<exchange::Group> group,
                      std::shared_ptr<Operations> operations, const Start& start,
                      std::function<void()> last_act)
-    : Work(group->rank(), call.type, call.title, call.inputs),
+    // The profiler shows a receive with the shapes that it receives, as gloo's does.
+    : Work(group->rank(), call.type, call.title,
+           c10d::isP2POp(call.type) && call.inputs.empty() ? call.outputs : call.inputs),
       group_(std::move(group)),
       operation_(c10d::opTypeToString(call.type)),
       outputs_(call.outputs),

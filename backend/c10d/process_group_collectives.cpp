@@ -275,7 +275,7 @@ c10::intrusive_ptr<Work> ProcessGroupDistro::recv(Tensors& tensors, int source, 
 }
 
 c10::intrusive_ptr<Work> ProcessGroupDistro::recvAnysource(Tensors& tensors, int tag) {
-  return exact(OpType::RECVANYSOURCE, "distro:recv_any_source", {}, tensors,
+  return exact(OpType::RECVANYSOURCE, "distro:recvAnySource", {}, tensors,
                [&] { return inner_->recvAnysource(tensors, tag); });
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from torch_distro import _default
+from torch_distro import _barrier, _default
 from torch_distro._extension import AdapterError, adapter_name, extension
 from torch_distro._options import Options
 
@@ -31,6 +31,7 @@ def register() -> None:
         adapter_name()
     except AdapterError as error:
         warnings.warn(f"{error}. Until then init_process_group('distro') fails.", stacklevel=2)
+    _barrier.install(NAME)
     _default.install(NAME)
 
 

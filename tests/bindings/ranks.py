@@ -17,6 +17,8 @@ import torch.multiprocessing as mp
 import torch_distro
 
 TIMEOUT_SECONDS = 60
+# Of torch: (2, 15).
+MINOR = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 PRELOADED = [
     "torch",

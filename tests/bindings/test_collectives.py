@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
-from ranks import run
+from ranks import MINOR, run
 
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 INTEGERS = [torch.uint8, torch.int8, torch.int32, torch.int64]
@@ -214,7 +214,8 @@ def test_functional_collectives_and_dtensor() -> None:
 
 def test_they_work_under_detail_debugging() -> None:
     detail = {"TORCH_DISTRIBUTED_DEBUG": "DETAIL"}
-    run(2, _functional, env=detail)
+    if MINOR >= (2, 15):  # older checking wrappers have no coalesced gather, with any backend
+        run(2, _functional, env=detail)
     run(3, _exchanges_under_detail, env=detail)
 
 

@@ -6,7 +6,6 @@ import datetime
 import functools
 import time
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -197,9 +196,7 @@ def test_dense_mode_trains_ddp_as_gloo_does_bit_for_bit(options: dict[str, bool]
 
 def _unequal(rank: int, size: int) -> bool:
     if rank == 0:
-        # Older versions of dist.monitored_barrier let gloo through only, by its name.
-        world: Any = dist.group.WORLD
-        world.monitored_barrier(timeout=datetime.timedelta(seconds=1))
+        dist.monitored_barrier(timeout=datetime.timedelta(seconds=1))
     else:
         time.sleep(3)
     return True

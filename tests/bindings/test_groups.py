@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch_distro
-from ranks import run
+from ranks import MINOR, run
 
 
 def _sum_of(group: Any) -> float:  # noqa: ANN401
@@ -22,8 +23,22 @@ def _sum_of(group: Any) -> float:  # noqa: ANN401
     return x.item()
 
 
+def _meshes(rank: int, size: int) -> bool:
+    mesh = dist.init_device_mesh("cpu", (2, 2), mesh_dim_names=("rows", "columns"))
+    assert dist.get_backend(mesh.get_group("rows")) == "distro"
+    assert _sum_of(mesh.get_group("columns")) == (1 if rank < 2 else 5)
+    assert _sum_of(mesh.get_group("rows")) == (2 if rank % 2 == 0 else 4)
+    assert _sum_of(dist.new_group(backend="distro")) == 6
+    if rank in (1, 3):
+        assert _sum_of(dist.new_group([1, 3], use_local_synchronization=True)) == 4
+    return True
+
+
+def test_meshes_and_groups_of_some_ranks() -> None:
+    run(4, _meshes)
+
+
 def _meshes_and_splits(rank: int, size: int, path: str) -> bool:
-    # Older torches split only groups that are bound to a device.
     dist.init_process_group(
         "distro",
         store=dist.FileStore(path, size),
@@ -57,6 +72,7 @@ def _meshes_and_splits(rank: int, size: int, path: str) -> bool:
     return True
 
 
+@pytest.mark.skipif(MINOR < (2, 15), reason="torch splits groups of accelerators only")
 def test_meshes_and_split_groups(tmp_path: Path) -> None:
     run(4, _meshes_and_splits, str(tmp_path / "store"), backend=None)
 

@@ -26,7 +26,7 @@ from torch.distributed import ReduceOp
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bindings"))
 
-from ranks import run
+from ranks import MINOR, run
 
 DTYPES = [
     torch.float32, torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64,
@@ -276,8 +276,10 @@ COLLECTIVES: list[Callable[[Step], Started]] = [
     all_reduce, all_reduce, all_reduce_coalesced, all_reduce_in_a_coalescing_block, broadcast,
     reduce, all_gather, all_gather_into_tensor, all_gather_into_tensors, all_gather_coalesced,
     gather, scatter, reduce_scatter, reduce_scatter_tensor, reduce_scatter_tensors,
-    all_to_all_single, all_to_all_single_evenly, all_to_all, ring, tagged_pair, barrier,
+    all_to_all_single, all_to_all_single_evenly, ring, tagged_pair, barrier,
 ]  # fmt: skip
+if MINOR >= (2, 15):  # in older ones gloo has none to compare with
+    COLLECTIVES.append(all_to_all)
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
