@@ -6,7 +6,7 @@ A run passes if all ranks end well, the loss is finite and falls, and
 - where nothing is compressed (sharded models, DISTRO_MODE=dense), losses and saved weights equal
   gloo's bit for bit and no exchange is counted;
 - where DDP is compressed, every rank counts exchanges (or compressed reductions, in the gradient
-  modes), names the module's mode, and all hold the same reference.
+  modes, and of hybrid shards too), names the module's mode, and all hold the same reference.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import re
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,13 +122,18 @@ def _why_not_exact(own: Run, gloo: Run) -> str:
 def _why_not_compressed(own: Run, mode: str) -> str:
     counter = "exchanges" if mode in ("auto", "weights") else "reductions"
     expected = "weights" if mode == "auto" else mode
+    references: Counter[tuple[int, int, int]] = Counter()
     for stats in own.stats:
-        if stats[counter] == 0:
+        groups = [stats, *stats["groups"]]
+        if all(group[counter] == 0 for group in groups):
             return f"rank {stats['rank']} counts no {counter}"
-        modes = [module["mode"] for module in stats["modules"]]
+        modes = [module["mode"] for group in groups for module in group["modules"]]
         if expected not in modes:
             return f"rank {stats['rank']} has modules in the modes {modes}, none in {expected}"
-    if len({stats["reference_checksum"] for stats in own.stats}) != 1:
+        for number, group in enumerate(groups):
+            references[number, group["world_size"], group["reference_checksum"]] += 1
+    # A process may belong to one of several groups of a kind: the replicas of its shard.
+    if any(ranks % size for (_, size, _), ranks in references.items()):
         return "the ranks hold different references"
     return ""
 
@@ -148,8 +154,9 @@ def why_not(row: Row, mode: str, own: Run, gloo: Run) -> str:
         return f"the log says {row.says!r} {said} times"
     if len(own.stats) != row.ranks:
         return f"{len(own.stats)} of {row.ranks} ranks wrote counters: distro was not used"
-    if mode == "dense" or not row.compressed:
-        if any(stats["exchanges"] + stats["reductions"] for stats in own.stats):
+    if not row.compresses(mode):
+        groups = [group for stats in own.stats for group in (stats, *stats["groups"])]
+        if any(group["exchanges"] + group["reductions"] for group in groups):
             return "something was compressed"
         return _why_not_exact(own, gloo)
     return _why_not_compressed(own, mode)

@@ -16,6 +16,8 @@ class Row:
         name: of the row.
         file: the script.
         compressed: whether something in it is compressed by default; else it must equal gloo.
+        gradients: whether something in it is compressed in the gradient modes; as `compressed` if
+            not said.
         arguments: beside the backend's name; ``{folder}`` is an empty folder of the run.
         backend: flag that takes the name; none where DISTRO_DEFAULT=1 has to find it.
         needs: package without which the script cannot run.
@@ -34,6 +36,13 @@ class Row:
     ranks: int = 2
     again: tuple[str, ...] | None = None
     says: str = ""
+    gradients: bool | None = None
+
+    def compresses(self, mode: str) -> bool:
+        """Whether something in it is compressed in this mode."""
+        if mode in ("ef", "demo") and self.gradients is not None:
+            return self.gradients
+        return self.compressed and mode != "dense"
 
     @property
     def script(self) -> Path:
@@ -69,6 +78,7 @@ ROWS = (
         arguments=("--strategy=HYBRID_SHARD", "--replicas=2"),
         ranks=4,
         says="hybrid sharding, over 2 ranks in 2 replicas",
+        gradients=True,
     ),
     Row(
         "FSDP2, hybrid",
@@ -77,6 +87,7 @@ ROWS = (
         arguments=("--replicas=2",),
         ranks=4,
         says="hybrid sharding, over 2 ranks in 2 replicas",
+        gradients=True,
     ),
     Row("tensor parallel", "tensor_parallel.py", compressed=False),
     Row("pipeline", "pipeline.py", compressed=False),

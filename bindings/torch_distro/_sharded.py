@@ -1,8 +1,9 @@
 """Sharded modules: they stay exact, and a line in the log says why and what would help.
 
 FSDP gathers the weights at each forward, as many bytes as the gradients have: nothing is gained by
-compressing the latter. Both kinds are noted at the root module's first forward, when it is known
-which module is the root.
+compressing the latter. The exception are the replicas of hybrid sharding in the gradient modes.
+Both kinds of FSDP are noted at the root module's first forward, when it is known which module is
+the root.
 """
 
 from __future__ import annotations
@@ -19,10 +20,17 @@ from torch_distro._groups import backends_of
 
 
 def _note(module: nn.Module, shard: dist.ProcessGroup, replicate: dist.ProcessGroup | None) -> None:
-    backends = backends_of(shard) or (backends_of(replicate) if replicate else [])
+    replicas = backends_of(replicate) if replicate is not None else []
+    backends = replicas or backends_of(shard)
     if not backends:
         return
     group = backends[0].group
+    name = type(module).__name__.removeprefix("FSDP")
+    if replicas and group.exchanges_gradients:
+        reason = f"hybrid sharding: the gradients of {group.world_size} replicas are compressed"
+        add_record(group, name, group.mode, reason)
+        group.log("info", f"module {name}: {group.mode} mode ({reason})")
+        return
     if group.mode == "dense":
         reason = "DISTRO_MODE=dense"
     elif replicate is not None:
@@ -36,7 +44,6 @@ def _note(module: nn.Module, shard: dist.ProcessGroup, replicate: dist.ProcessGr
             "gradients would. Compression needs replicas: hybrid sharding (HSDP) by a mesh of two "
             "dimensions, or by DISTRO_SITE, once they are available"
         )
-    name = type(module).__name__.removeprefix("FSDP")
     add_record(group, name, "exact", reason)
     level = "info" if group.mode == "dense" else "warning"
     group.log(level, f"module {name}: exact, nothing is compressed ({reason})")

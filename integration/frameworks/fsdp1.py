@@ -13,10 +13,8 @@ import torch.distributed as dist
 from gpt import GPT, TEXT, Block, cross_entropy, encode, windows
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
-    FullStateDictConfig,
     FullyShardedDataParallel,
     ShardingStrategy,
-    StateDictType,
 )
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
@@ -61,9 +59,9 @@ def main() -> None:
             print(f"step {step}: loss {loss.item():.9g}")
 
     if args.save:
-        config = FullStateDictConfig(offload_to_cpu=True, rank0_only=True)
-        with FullyShardedDataParallel.state_dict_type(model, StateDictType.FULL_STATE_DICT, config):
-            everything = model.state_dict()
+        # Not by FULL_STATE_DICT: on CPUs it crashes torch 2.11, with any backend.
+        with FullyShardedDataParallel.summon_full_params(model, writeback=False):
+            everything = {name: p.detach().clone() for name, p in model.named_parameters()}
         if rank == 0:
             torch.save(everything, args.save)
     dist.barrier()

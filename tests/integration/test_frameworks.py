@@ -27,6 +27,7 @@ RUNS = {
     "auto": [row for row in ROWS if row.name not in LEFT_OUT],
     # The others equal gloo in the default mode, or reach the backend by the same calls as these.
     "dense": [row for row in ROWS if row.name in ("DDP", "ImageNet-like", "nanoGPT-like")],
+    "ef": [row for row in ROWS if row.name == "FSDP2, hybrid"],
 }
 
 
