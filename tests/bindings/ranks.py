@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import faulthandler
 import os
 import pickle
+import signal
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -41,6 +43,7 @@ def _child(
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
 ) -> None:
+    faulthandler.register(signal.SIGUSR1)  # launch() asks those that hang where they are
     os.environ.update(env)
     dist.set_debug_level_from_env()
     torch.set_num_threads(1)
@@ -72,6 +75,14 @@ class RankError(AssertionError):
         self.rank, self.kind, self.message = rank, kind, message
 
 
+def _show_stacks(processes: Iterable[int | None]) -> None:
+    """On stderr: where the threads of these processes are."""
+    for process in processes:
+        if process is not None:
+            os.kill(process, signal.SIGUSR1)
+            time.sleep(0.2)  # one after the other
+
+
 def launch(
     size: int,
     function: Callable[..., Any],
@@ -81,10 +92,12 @@ def launch(
     timeout: float = TIMEOUT_SECONDS,
     options: dict[str, Any] | None = None,
     deadline: float = 120.0,
+    awaited: Collection[int] | None = None,
 ) -> list[Any | RankError | None]:
     """Result or error of each rank; None where a rank died without a word.
 
     Fails when a rank is still running after `deadline` seconds: a hang is a failure by itself.
+    Where `awaited` ranks are given, the others are killed when those have ended.
     """
     # A server that has torch loaded forks the ranks: each starts in milliseconds, not in seconds.
     context = mp.get_context("forkserver")
@@ -114,13 +127,18 @@ def launch(
         outcome: list[Any | RankError | None] = [None] * size
         end = time.monotonic() + deadline
         try:
-            while any(process.is_alive() for process in processes) or not queue.empty():
+            watched = [processes[rank] for rank in (range(size) if awaited is None else awaited)]
+            while any(process.is_alive() for process in watched) or not queue.empty():
                 while not queue.empty():
                     rank, result, error = pickle.loads(queue.get())
                     outcome[rank] = RankError(rank, *error) if error else result
                 if time.monotonic() > end:
                     alive = [rank for rank, p in enumerate(processes) if p.is_alive()]
-                    raise AssertionError(f"ranks {alive} hang; outcome so far: {outcome}")
+                    codes = [p.exitcode for p in processes]
+                    _show_stacks(process.pid for process in processes if process.is_alive())
+                    raise AssertionError(
+                        f"ranks {alive} hang; exit codes: {codes}; outcome so far: {outcome}"
+                    )
                 time.sleep(0.02)
         finally:
             for process in processes:
