@@ -18,212 +18,20 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from torch_distro._extension import extension
+from torch_distro._attachment import Attachment, records_of, trainable
 from torch_distro._groups import backends_of
 
-_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-_ONE_RANK = "one rank"
-_DENSE = "DISTRO_MODE=dense"
 # Their steps scale with the gradient, so that the mean of the ranks' steps is the step on the mean
 # gradient. All others normalise in some way.
 _LINEAR = (torch.optim.SGD, torch.optim.ASGD)
 
-
-class Attachment:
-    """What ties one DDP module to the exchange. Holds the module weakly.
-
-    Args:
-        module: the wrapper.
-        copied: it is a copy or was unpickled, on some ranks perhaps only: it takes a number among
-            the group's modules when it begins to train, which all ranks do together. A module that
-            is wrapped takes its number at once.
-    """
-
-    def __init__(self, module: DistributedDataParallel, copied: bool) -> None:
-        self.process_group = module.process_group
-        self._backend = backends_of(self.process_group)[0]
-        self.group = self._backend.group
-        # What stats() shows; outlives the module.
-        self.record: dict[str, Any] = {"name": type(module.module).__name__, "exchanges": 0}
-        self.synchroniser: Any = None  # weights mode
-        self.gradients: Any = None  # modes ef and demo
-        self.names: list[str] = []
-        self.shapes: list[torch.Size] = []
-        self._hooked = False
-        self._settled = False  # exact, and all ranks know
-        self._normalises: list[bool] = []  # of the optimizers seen before there was a synchroniser
-        if reason := _why_exact(module, self.group):
-            self._go_exact(reason)
-        else:
-            mode = self.group.mode if self.group.exchanges_gradients else "weights"
-            count = sum(parameter.numel() for _, parameter in trainable(module))
-            self._note(mode, f"DDP, {count} trainable parameters")
-            self.group.log("info", f"module {self.name}: {mode} mode ({self.record['reason']})")
-        if not copied:
-            self.take_number(module)
-
-    @property
-    def name(self) -> str:
-        return self.record["name"]
-
-    @property
-    def exchanged(self) -> bool:
-        """Whether the module is in weights mode, and has a number."""
-        return self.record["mode"] == "weights" and self.synchroniser is not None
-
-    def _note(self, mode: str, reason: str) -> None:
-        self.record.update(mode=mode, reason=reason)
-
-    def _go_exact(self, reason: str) -> None:
-        self._note("exact", reason)
-        self._settled = reason in (_ONE_RANK, _DENSE)  # which all ranks have in common
-        level = "info" if self._settled else "warning"
-        self.group.log(level, f"module {self.name}: exact, nothing is compressed ({reason})")
-        self.gradients = None
-        self._backend.stop_recognising(f"module {self.name}: {reason}")
-
-    def take_number(self, module: DistributedDataParallel) -> None:
-        """Become one of the group's modules; the order is the same on all ranks. Idempotent."""
-        if self.synchroniser is not None or self.gradients is not None:
-            return
-        records = _records.setdefault(self.group, [])
-        if not any(record is self.record for record in records):
-            records.append(self.record)
-        if self._settled:
-            return
-        exact = self.record["mode"] == "exact"
-        named = [] if exact else trainable(module)
-        self.names = [name for name, _ in named]
-        self.shapes = [parameter.shape for _, parameter in named]
-        parameters = [parameter for _, parameter in named]
-        core = extension()
-        if self.group.exchanges_gradients:
-            # Ranks agree on each reduction, not on the module.
-            if not exact:
-                self.gradients = core.ModuleGradients(self._backend, parameters, self.names)
-            return
-        self.synchroniser = core.ModuleSynchroniser(self._backend, parameters, self.names)
-        if exact:
-            self.synchroniser.stay_exact(self.record["reason"])
-            return
-        frozen = _frozen(module)
-        self.synchroniser.watch_frozen([p for _, p in frozen], [name for name, _ in frozen])
-        for normalises in self._normalises:
-            self.synchroniser.set_optimizer(normalises)
-
-    def leave(self, reason: str) -> None:
-        """Reduce gradients exactly, from the next training forward on, as all ranks must."""
-        if self.record["mode"] == "weights":
-            self._go_exact(reason)
-            if self.synchroniser is not None:
-                self.synchroniser.stay_exact(reason)
-
-    def take_optimizer(self, normalises: bool) -> None:
-        """An optimizer stepped these parameters; whether its steps do not scale with gradients."""
-        if self.synchroniser is None:
-            self._normalises.append(normalises)
-        else:
-            self.synchroniser.set_optimizer(normalises)
-
-    def before_forward(self, module: DistributedDataParallel) -> None:
-        """The sync point, under DDP's own condition; with join() it comes a little later."""
-        ready = torch.is_grad_enabled() and module.require_backward_grad_sync
-        if ready and not module._join_config.enable:
-            self.sync(module)
-
-    def sync(self, module: DistributedDataParallel) -> None:
-        """Exchange the module, or agree that it stays exact. Collective in weights mode."""
-        if self._settled:
-            return
-        self.take_number(module)
-        if self.group.exchanges_gradients:
-            if self.gradients is not None and not self._hooked:
-                extension().ModuleGradients.attach(self.gradients, module.reducer)
-                self._hooked = True
-            return
-        if self.exchanged and not self._hooked:
-            extension().ModuleSynchroniser.attach(self.synchroniser, module.reducer)
-            self._hooked = True
-        self.synchroniser.before_forward()
-        self._settled = self.synchroniser.exact
-        self.record["exchanges"] = self.synchroniser.exchanges
-
-    def average(self) -> bool:
-        """The mean by the exchange, if the module is or was exchanged. Collective."""
-        if self.synchroniser is not None and (self.exchanged or self._hooked):
-            self.synchroniser.average()
-            return True
-        return False
-
-    def take_script_hook(self) -> None:
-        """The script registers a communication hook of its own: step aside.
-
-        Raises:
-            RuntimeError: too late, the module has begun to train.
-        """
-        if self._hooked:
-            raise RuntimeError(
-                "torch_distro: register a communication hook before the first training forward "
-                "(after it the module's gradients are exchanged by the distro backend)"
-            )
-        reason = "the script has a communication hook of its own"
-        if self.group.exchanges_gradients and self.record["mode"] != "exact":
-            self._go_exact(reason)
-        self.leave(reason)
-
-
 _attachments: weakref.WeakKeyDictionary[nn.Module, Attachment] = weakref.WeakKeyDictionary()
-# By group: a record of each module that it has had.
-_records: weakref.WeakKeyDictionary[Any, list[dict[str, Any]]] = weakref.WeakKeyDictionary()
 # Parameters' owners by id, for optimizers and for average(); pruned when the module goes.
 _owners: dict[int, weakref.ReferenceType[Attachment]] = {}
 # Optimizers whose parameters have been looked at, with how many parameter groups they had then.
 _seen_optimizers: weakref.WeakKeyDictionary[torch.optim.Optimizer, int] = (
     weakref.WeakKeyDictionary()
 )
-
-
-def trainable(module: DistributedDataParallel) -> list[tuple[str, nn.Parameter]]:
-    """The parameters that DDP reduces: trainable, each once (tied ones by their first name)."""
-    return [(name, parameter) for name, parameter in _shared(module) if parameter.requires_grad]
-
-
-def _frozen(module: DistributedDataParallel) -> list[tuple[str, nn.Parameter]]:
-    """Those that DDP would reduce if they were trained."""
-    return [(name, parameter) for name, parameter in _shared(module) if not parameter.requires_grad]
-
-
-def _shared(module: DistributedDataParallel) -> list[tuple[str, nn.Parameter]]:
-    ignored: set[str] = getattr(module, "parameters_to_ignore", set())
-    named = module.module.named_parameters()
-    return [(name, parameter) for name, parameter in named if name not in ignored]
-
-
-def _why_exact(module: DistributedDataParallel, group: Any) -> str:  # noqa: ANN401
-    """Why this module cannot be exchanged; empty if it can."""
-    if group.world_size == 1:
-        return _ONE_RANK
-    if group.mode == "dense":
-        return _DENSE
-    if getattr(module, "mixed_precision", None) is not None:
-        return "DDP's own mixed_precision swaps the weights; use torch.autocast instead"
-    if getattr(module, "_delay_all_reduce_params", None):
-        return "delay_all_reduce_named_params"
-    if getattr(module, "_use_python_reducer", False):
-        return "the Python reducer of compiled autograd"
-    named = trainable(module)
-    for name, parameter in named:
-        if hasattr(parameter, "_in_backward_optimizers"):
-            return f"the optimizer of {name} steps inside backward"
-        if group.exchanges_gradients and parameter.device.type != "cpu":
-            return f"parameter {name} is on {parameter.device}, and mode {group.mode} is of the CPU"
-        if parameter.device.type not in ("cpu", "cuda"):
-            return f"parameter {name} is on {parameter.device}: neither the CPU nor CUDA"
-        if parameter.device != named[0][1].device:
-            return f"{named[0][0]} is on {named[0][1].device} and {name} on {parameter.device}"
-        if parameter.dtype not in _FLOATS or parameter.layout != torch.strided:
-            return f"parameter {name} is {parameter.dtype}, {parameter.layout}"
-    return ""
 
 
 def attach(module: DistributedDataParallel, copied: bool = False) -> None:
@@ -404,15 +212,9 @@ def install() -> None:
     register_optimizer_step_post_hook(_after_optimizer_step)
 
 
-def add_record(group: Any, name: str, mode: str, reason: str) -> None:  # noqa: ANN401
-    """Have stats() show a module that is not attached."""
-    record = {"name": name, "exchanges": 0, "mode": mode, "reason": reason}
-    _records.setdefault(group, []).append(record)
-
-
 def modules_of(group: Any) -> list[dict[str, Any]]:  # noqa: ANN401
     """The modules that a group has had, with the mode each got and why."""
     for attachment in _attachments.values():
         if attachment.gradients is not None:
             attachment.record["exchanges"] = attachment.gradients.backwards
-    return [dict(record) for record in _records.get(group, [])]
+    return records_of(group)

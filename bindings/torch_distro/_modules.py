@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from torch_distro._attach import Attachment, owners_of
+from torch_distro._attach import owners_of
+from torch_distro._attachment import Attachment
 
 
 def average(module: nn.Module) -> None:

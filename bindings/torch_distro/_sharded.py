@@ -15,7 +15,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
-from torch_distro._attach import add_record
+from torch_distro._attachment import add_record
 from torch_distro._groups import backends_of
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from torch_distro import _attach, _inner
+from torch_distro import _attachment, _inner
 
 
 def test_gpus_are_named_by_what_is_visible(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,8 +43,8 @@ def _module(*devices: str) -> DistributedDataParallel:
 
 def test_a_module_on_one_device_is_exchanged_and_one_spread_over_devices_is_exact() -> None:
     group: Any = SimpleNamespace(world_size=2, exchanges_gradients=False, mode="auto")
-    assert _attach._why_exact(_module("cuda:1", "cuda:1"), group) == ""
-    assert _attach._why_exact(_module("cpu", "cpu"), group) == ""
-    spread = _attach._why_exact(_module("cuda:0", "cuda:0", "cuda:1"), group)
+    assert _attachment._why_exact(_module("cuda:1", "cuda:1"), group) == ""
+    assert _attachment._why_exact(_module("cpu", "cpu"), group) == ""
+    spread = _attachment._why_exact(_module("cuda:0", "cuda:0", "cuda:1"), group)
     assert spread == "layer0.weight is on cuda:0 and layer2.weight on cuda:1"
-    assert "neither" in _attach._why_exact(_module("meta"), group)
+    assert "neither" in _attachment._why_exact(_module("meta"), group)
