@@ -7,6 +7,7 @@
 #include <cstring>
 #include <map>
 
+#include "backend/exchange/disagreement.h"
 #include "backend/exchange/stopwatch.h"
 #include "backend/exchange/text.h"
 
@@ -114,19 +115,9 @@ std::vector<Letter> Correspondence::take_all(MessageKind kind, std::uint64_t exc
 }
 
 // Every rank sees every other's geometry, so all of them come here together.
-void Correspondence::explain_geometry() {
-  const std::string own = describe(tensors_, kMaxDescriptionBytes);
-  send(MessageKind::describe, 0, {.gain = 0.0F}, std::as_bytes(std::span(own)));
-  const auto letters = take_all(MessageKind::describe, 0);
-  std::vector<std::string> descriptions;
-  for (std::size_t rank = 0; rank < letters.size(); ++rank) {
-    const auto body = letters[rank].opened.body;
-    descriptions.push_back(
-        static_cast<int>(rank) == group_->rank()
-            ? own
-            : std::string(reinterpret_cast<const char*>(body.data()), body.size()));
-  }
-  const std::string difference = first_difference(descriptions);
+void Correspondence::explain_geometry(const std::vector<Letter>& letters) {
+  const std::string difference = explain_difference(*group_, letters, geometry_, module_,
+                                                    describe(tensors_, kMaxDescriptionBytes));
   throw ExchangeError(
       difference.empty()
           ? fmt::format(
@@ -239,7 +230,7 @@ std::vector<Letter> Correspondence::introduce(const Statement& own,
     numbers[number].push_back(static_cast<int>(rank));
   }
   if (!same_geometry) {
-    explain_geometry();
+    explain_geometry(letters);
   }
   if (numbers.size() > 1) {
     std::vector<std::string> parts;

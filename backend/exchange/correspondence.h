@@ -81,7 +81,7 @@ class Correspondence {
   void check_finite(const std::vector<Letter>& letters) const;
   void check_same_door(const std::vector<Letter>& letters, const std::string* reason) const;
   void check_agreement(const std::vector<Letter>& letters, const Statement& own) const;
-  [[noreturn]] void explain_geometry();
+  [[noreturn]] void explain_geometry(const std::vector<Letter>& letters);
 
   const std::shared_ptr<Group> group_;
   const std::vector<TensorSpec> tensors_;

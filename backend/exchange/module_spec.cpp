@@ -5,7 +5,6 @@
 #include <xxhash.h>
 
 #include <algorithm>
-#include <map>
 
 #include "backend/exchange/rendezvous.h"
 #include "backend/exchange/text.h"
@@ -76,22 +75,22 @@ std::uint64_t gradient_bytes(std::span<const TensorSpec> tensors) {
   return bytes;
 }
 
-std::string first_difference(std::span<const std::string> descriptions) {
-  std::vector<std::vector<std::string>> ranks;
+std::string first_difference(const std::map<int, std::string>& descriptions) {
+  std::map<int, std::vector<std::string>> ranks;
   std::size_t longest = 0;
-  for (const auto& description : descriptions) {
-    ranks.push_back(lines_of(description));
-    longest = std::max(longest, ranks.back().size());
+  for (const auto& [rank, description] : descriptions) {
+    const auto& lines = ranks[rank] = lines_of(description);
+    longest = std::max(longest, lines.size());
   }
   const auto line_of = [](const std::vector<std::string>& lines, std::size_t line) {
     return line < lines.size() ? lines[line] : std::string("nothing");
   };
   for (std::size_t line = 0; line < longest; ++line) {
-    const std::string first = line_of(ranks[0], line);
+    const std::string first = line_of(ranks.begin()->second, line);
     std::map<std::string, std::vector<int>> others;  // ranks by what they have instead
-    for (std::size_t rank = 1; rank < ranks.size(); ++rank) {
-      if (const std::string other = line_of(ranks[rank], line); other != first) {
-        others[other].push_back(static_cast<int>(rank));
+    for (const auto& [rank, lines] : ranks) {
+      if (const std::string other = line_of(lines, line); other != first) {
+        others[other].push_back(rank);
       }
     }
     std::vector<std::string> parts;
@@ -105,8 +104,8 @@ std::string first_difference(std::span<const std::string> descriptions) {
                                   printable(other, kMaxShownLine)));
     }
     if (!parts.empty()) {
-      return fmt::format("where rank 0 has {}, {}", printable(first, kMaxShownLine),
-                         fmt::join(parts, ", "));
+      return fmt::format("where rank {} has {}, {}", ranks.begin()->first,
+                         printable(first, kMaxShownLine), fmt::join(parts, ", "));
     }
   }
   return {};

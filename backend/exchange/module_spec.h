@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <span>
 #include <string>
 #include <vector>
@@ -33,8 +34,8 @@ std::vector<std::size_t> element_counts(std::span<const TensorSpec> tensors);
 /// Bytes of all gradients in the tensors' own dtypes.
 std::uint64_t gradient_bytes(std::span<const TensorSpec> tensors);
 
-/// Where the ranks' descriptions (by rank) first differ, such as "where rank 0 has a.weight float32
+/// Where the descriptions of these ranks first differ, such as "where rank 0 has a.weight float32
 /// [3], rank 2 has nothing"; empty if they are the same. Of bounded length, whatever they hold.
-std::string first_difference(std::span<const std::string> descriptions);
+std::string first_difference(const std::map<int, std::string>& descriptions);
 
 }  // namespace distro::exchange

@@ -8,6 +8,7 @@
 #include <iterator>
 #include <utility>
 
+#include "backend/exchange/disagreement.h"
 #include "backend/exchange/error.h"
 #include "backend/exchange/stopwatch.h"
 
@@ -148,43 +149,34 @@ Letter ReductionExchange::take(int peer, const Subject& subject, transport::Dead
   }
 }
 
-std::vector<Letter> ReductionExchange::take_all(const Subject& subject) {
+// The first letter of another reduction ends the wait for the rest: the ranks that differ know what
+// is wrong, whether or not the others come.
+std::vector<Letter> ReductionExchange::take_announced(const OpenReduction& open) {
   const auto deadline = group_.deadline();
   std::vector<Letter> letters(static_cast<std::size_t>(group_.world_size()));
   for (int peer = 0; peer < group_.world_size(); ++peer) {
-    if (peer != group_.rank()) {
-      letters[static_cast<std::size_t>(peer)] = take(peer, subject, deadline);
+    if (peer == group_.rank()) {
+      continue;
+    }
+    auto& letter = letters[static_cast<std::size_t>(peer)];
+    letter = take(peer, {kReductions, MessageKind::reduction, open.number}, deadline);
+    if (differs(letter, open.geometry)) {
+      fail_difference(open, letters);
     }
   }
   return letters;
 }
 
-// Every rank sees every other's geometry, so all of them come here together.
-void ReductionExchange::check_geometry(const OpenReduction& open,
-                                       const std::vector<Letter>& letters) {
-  const auto same = [&](const Letter& letter) {
-    return letter.bytes.empty() || letter.opened.envelope.geometry == open.geometry;
-  };
-  if (std::ranges::all_of(letters, same)) {
-    return;
-  }
-  std::vector<std::string> descriptions(letters.size());
-  auto& own = descriptions[static_cast<std::size_t>(group_.rank())];
-  own = description(open.reduction);
+// Where two ranks differ every rank differs from one of them, so all of them come here.
+void ReductionExchange::fail_difference(const OpenReduction& open,
+                                        const std::vector<Letter>& letters) {
+  std::string own = description(open.reduction);
   own.resize(std::min(own.size(), kMaxDescriptionBytes));
-  group_.broadcast(seal({.kind = MessageKind::describe, .module = kReductionAnswers},
-                        std::as_bytes(std::span(own))));
-  const auto described = take_all({kReductionAnswers, MessageKind::describe, 0});
-  for (std::size_t rank = 0; rank < described.size(); ++rank) {
-    const auto body = described[rank].opened.body;
-    if (static_cast<int>(rank) != group_.rank()) {
-      descriptions[rank].assign(reinterpret_cast<const char*>(body.data()), body.size());
-    }
-  }
   throw ExchangeError(fmt::format(
       "rank {}: gradient reduction {} is not the same on all ranks: {}. Reduce the same tensors, "
       "with the same operator, in the same order on every rank.",
-      group_.rank(), open.number, first_difference(descriptions)));
+      group_.rank(), open.number,
+      explain_difference(group_, letters, open.geometry, kReductionAnswers, own)));
 }
 
 ReductionMessage ReductionExchange::read_one(const OpenReduction& open, int peer,
@@ -243,8 +235,7 @@ void ReductionExchange::take_answers(const OpenReduction& open, std::vector<Lett
 }
 
 bool ReductionExchange::finish(OpenReduction& open) {
-  auto letters = take_all({kReductions, MessageKind::reduction, open.number});
-  check_geometry(open, letters);
+  auto letters = take_announced(open);
   auto messages = read(open, letters);
   const bool exact = open.own.empty();
   const auto self = static_cast<std::size_t>(group_.rank());

@@ -53,8 +53,8 @@ class ReductionExchange {
   const plugins::GradientCodec& codec(const OpenReduction& open);
   void encode_and_send(OpenReduction& open, std::uint32_t stream, std::uint32_t slot);
   Letter take(int peer, const Subject& subject, transport::Deadline deadline);
-  std::vector<Letter> take_all(const Subject& subject);
-  void check_geometry(const OpenReduction& open, const std::vector<Letter>& letters);
+  std::vector<Letter> take_announced(const OpenReduction& open);
+  [[noreturn]] void fail_difference(const OpenReduction& open, const std::vector<Letter>& letters);
   Messages read(const OpenReduction& open, const std::vector<Letter>& letters);
   // Replace the letters and messages of ranks that announced an exact reduction by their records.
   void take_answers(const OpenReduction& open, std::vector<Letter>& letters, Messages& messages);

@@ -1,8 +1,12 @@
 #include <gtest/gtest.h>
 
+#include <array>
+#include <cstddef>
+#include <cstdint>
 #include <limits>
 #include <thread>
 
+#include "backend/exchange/envelope.h"
 #include "tests/backend/exchange/ranks.h"
 
 namespace distro::exchange {
@@ -105,6 +109,28 @@ TEST(Fault, DifferentModulesAreAnErrorOnAllRanksThatNamesTheParameter) {
         other.begin(views, *rank.exact);
       });
   expect_all(errors, {"not the same on all ranks", "head.weight", "[100]", "rank 1", "[101]"});
+}
+
+TEST(Fault, DifferentModulesAreNamedThoughARankIsLostBeforeAllHaveHeard) {
+  const auto errors =
+      run_ranks({.ranks = 3, .options = {{"transport", "inproc"}}}, [&](Rank& rank) {
+        if (rank.rank == 1) {
+          const std::array<std::byte, sizeof(std::uint64_t)> nothing_yet{};
+          rank.group->broadcast(
+              seal({.kind = MessageKind::begin, .module = 0, .geometry = 4711}, nothing_yet));
+          for (const int peer : {0, 2}) {
+            rank.group->take(peer, {0, MessageKind::begin, 0}, rank.group->deadline());
+            rank.group->take(peer, {0, MessageKind::describe, 0}, rank.group->deadline());
+          }
+          rank.group->leave("rank 1 is lost");
+          return;
+        }
+        rank.exchange->begin(rank.views(), *rank.exact);
+      });
+  EXPECT_EQ(errors[1], "");
+  for (const auto& error : {errors[0], errors[2]}) {
+    EXPECT_TRUE(contains(error, "module 0 is not the same on all ranks: rank 1 has not")) << error;
+  }
 }
 
 TEST(Fault, DifferentGainsAreAnErrorOnAllRanks) {

@@ -211,6 +211,41 @@ TEST(Reductions, DifferentReductionsAreAnErrorOnAllRanksThatNamesThem) {
                       "rank 2 has flat float32 [5001]"});
 }
 
+// Rank 1 says that it reduces something else and is lost before it says what.
+TEST(Reductions, ADifferenceIsNamedThoughARankIsLostBeforeAllHaveHeard) {
+  for (const bool describes : {false, true}) {
+    const auto errors = run_ranks(setting(3), [&](Rank& rank) {
+      if (rank.rank == 1) {
+        rank.group->broadcast(seal_reduction({.exact = true}, kReductions, 1, 4711));
+        if (describes) {
+          const std::string text = "all-reduce of something else\n";
+          rank.group->send(0, seal({.kind = MessageKind::describe, .module = kReductionAnswers},
+                                   std::as_bytes(std::span(text))));
+        }
+        for (const int peer : {0, 2}) {
+          rank.group->take(peer, {kReductionAnswers, MessageKind::describe, 0},
+                           rank.group->deadline());
+        }
+        rank.group->leave("rank 1 is lost");
+        return;
+      }
+      Gradient gradient;
+      rank.group->reductions()->submit(sum_of(gradient));
+      gradient.done.get();
+    });
+    EXPECT_EQ(errors[1], "");
+    const std::string unknown = "rank 1 has not what rank";
+    EXPECT_TRUE(
+        contains(errors[0], describes ? "rank 1 has all-reduce of something else" : unknown))
+        << errors[0];
+    EXPECT_TRUE(contains(errors[2], unknown)) << errors[2];
+    for (const int survivor : {0, 2}) {
+      const auto& error = errors[static_cast<std::size_t>(survivor)];
+      EXPECT_TRUE(contains(error, "gradient reduction 1 is not the same on all ranks")) << error;
+    }
+  }
+}
+
 TEST(Reductions, AMalformedRecordIsAnErrorOnAllRanksThatNamesItsSender) {
   const auto errors = run_ranks(setting(3), [&](Rank& rank) {
     if (rank.rank == 1) {

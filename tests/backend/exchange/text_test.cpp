@@ -25,16 +25,22 @@ TEST(Text, ADescriptionEndsAtAWholeLine) {
 }
 
 TEST(Text, ADifferenceIsShortHoweverManyRanksAndHoweverLongTheirNames) {
-  std::vector<std::string> descriptions = {"w\n"};
+  std::map<int, std::string> descriptions = {{0, "w\n"}};
   for (int rank = 1; rank < 300; ++rank) {
-    descriptions.push_back(std::to_string(rank) + std::string(10'000, 'w') + "\n");
+    descriptions[rank] = std::to_string(rank) + std::string(10'000, 'w') + "\n";
   }
   const std::string text = first_difference(descriptions);
   EXPECT_LT(text.size(), 2000U);
   EXPECT_NE(text.find("where rank 0 has w, rank 100 has 100www"), std::string::npos) << text;
   EXPECT_NE(text.find("295 more differ"), std::string::npos) << text;
-  const std::vector<std::string> three = {"a\n", "b\n", "b\n"};
-  EXPECT_EQ(first_difference(three), "where rank 0 has a, ranks 1, 2 have b");
+  EXPECT_EQ(first_difference({{0, "a\n"}, {1, "b\n"}, {2, "b\n"}}),
+            "where rank 0 has a, ranks 1, 2 have b");
+}
+
+TEST(Text, ADifferenceIsSaidOfTheRanksThatAreKnown) {
+  EXPECT_EQ(first_difference({{1, "a\n"}, {4, "a\nb\n"}}),
+            "where rank 1 has nothing, rank 4 has b");
+  EXPECT_EQ(first_difference({{3, "a\n"}}), "");
 }
 
 }  // namespace
