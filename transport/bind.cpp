@@ -208,8 +208,8 @@ TcpPlan plan_tcp(const ChannelConfig& config) {
   }
   if (address->wildcard && config.advertise.empty()) {
     throw ConfigError(fmt::format(
-        "rank {}: DISTRO_BIND={} is every address of this host, so peers must be told which "
-        "one to connect to: set DISTRO_ADVERTISE",
+        "rank {}: DISTRO_BIND={} is every address of this host, and which of them leads to the "
+        "peers is not known: set DISTRO_ADVERTISE",
         config.rank, wanted));
   }
   if (config.last_port < config.first_port || (config.first_port == 0) != (config.last_port == 0)) {

@@ -127,6 +127,17 @@ std::string route(const Identity& identity, bool one_host) {
   return one_host || identity.route.empty() ? "127.0.0.1" : identity.route;
 }
 
+// What peers are told of a rank that listens on every address: the one on the way to the store, for
+// from there they come. Empty where none is known that `bind` takes in: the user has to say.
+std::string address_to_tell(const Identity& identity, const std::string& bind, bool one_host) {
+  const auto is_ipv6 = [](const std::string& text) { return text.find(':') != std::string::npos; };
+  std::string address = identity.route;
+  if (address.empty() && one_host) {
+    address = "127.0.0.1";
+  }
+  return is_ipv6(address) && !is_ipv6(bind) ? "" : address;
+}
+
 transport::ChannelConfig channel_config(const Identity& identity, const Options& options,
                                         std::uint64_t group, bool one_host) {
   transport::ChannelConfig config;
@@ -136,7 +147,9 @@ transport::ChannelConfig channel_config(const Identity& identity, const Options&
   config.carrier = options.carrier;
   config.plugin = options.plugin;
   config.bind_address = options.bind.empty() ? route(identity, one_host) : options.bind;
-  config.advertise = options.advertise;
+  config.advertise = options.advertise.empty() && transport::is_every_address(config.bind_address)
+                         ? address_to_tell(identity, config.bind_address, one_host)
+                         : options.advertise;
   config.first_port = options.first_port;
   config.last_port = options.last_port;
   config.insecure = options.insecure;

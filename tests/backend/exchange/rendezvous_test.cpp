@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <nlohmann/json.hpp>
 #include <thread>
 
 #include "tests/backend/exchange/ranks.h"
@@ -35,6 +36,36 @@ std::vector<std::string> join(const std::vector<StringMap>& options,
 
 TEST(Rendezvous, RanksOfOneHostMeetOnLoopbackWhateverTheRoute) {
   EXPECT_EQ(join({{}, {}, {}}, "192.0.2.7"), std::vector<std::string>(3));
+}
+
+// The endpoint that rank 0 of two publishes when both listen on `bind`; empty if it cannot start.
+std::string endpoint_told(const std::string& bind, const std::string& route) {
+  MemoryStore store(std::chrono::milliseconds(2000));
+  const StringMap options = {{"bind", bind}, {"insecure", "1"}};
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < 2; ++rank) {
+    threads.emplace_back([&, rank] {
+      try {
+        const auto group = Group::join({rank, 2, std::chrono::milliseconds(5000), route},
+                                       resolve_options({}, options), store);
+        group->close();
+      } catch (const transport::ConfigError&) {
+      } catch (const ExchangeError&) {
+      }
+    });
+  }
+  for (auto& thread : threads) {
+    thread.join();
+  }
+  const auto published = nlohmann::json::parse(store.get("distro/0/address/0"));
+  return published.value("endpoint", "");
+}
+
+TEST(Rendezvous, ARankThatListensOnEveryAddressTellsTheOneOnItsWayToTheStore) {
+  EXPECT_TRUE(endpoint_told("0.0.0.0", "127.0.0.7").starts_with("tcp://127.0.0.7:"));
+  EXPECT_TRUE(endpoint_told("0.0.0.0", "").starts_with("tcp://127.0.0.1:"));
+  EXPECT_TRUE(endpoint_told("127.0.0.3", "127.0.0.7").starts_with("tcp://127.0.0.3:"));
+  EXPECT_EQ(endpoint_told("0.0.0.0", "::1"), "");  // nobody listens there
 }
 
 TEST(Rendezvous, DifferentOptionsAreAnErrorOnEveryRankThatNamesRanksAndValues) {
