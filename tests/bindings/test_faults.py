@@ -16,7 +16,7 @@ from models import batches, train, wrapped
 from ranks import RankError, launch
 
 RANKS, TIMEOUT = 4, 20.0
-SEED = int(os.environ.get("DISTRO_TEST_SEED", 0)) or random.SystemRandom().randrange(1, 2**31)
+SEED = int(os.environ.get("TEST_SEED", 0)) or random.SystemRandom().randrange(1, 2**31)
 
 
 def _kill_soon(delay: float) -> None:
@@ -57,7 +57,7 @@ def _expect_blame(outcome: list[Any], victim: int, context: str) -> None:
 def test_a_rank_killed_at_a_random_moment_is_named_by_every_survivor(round: int) -> None:
     draw = random.Random(SEED + round)
     victim, delay = draw.randrange(RANKS), draw.uniform(0.0, 0.6)
-    context = f"DISTRO_TEST_SEED={SEED}, round {round}: rank {victim} killed after {delay:.3f} s"
+    context = f"TEST_SEED={SEED}, round {round}: rank {victim} killed after {delay:.3f} s"
     print(context)
     outcome = launch(RANKS, _train_until_killed, victim, delay, timeout=TIMEOUT)
     _expect_blame(outcome, victim, context)

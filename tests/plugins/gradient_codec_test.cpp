@@ -7,6 +7,7 @@
 
 #include "gradient_ranks.h"
 #include "plugins/gradient_layout.h"
+#include "tests/seed.h"
 
 namespace distro::plugins {
 namespace {
@@ -14,7 +15,7 @@ namespace {
 using kernels::DType;
 
 std::mt19937 printed_seed() {
-  const auto seed = static_cast<std::uint32_t>(std::random_device{}());
+  const auto seed = test::seed();
   fmt::print("seed {}\n", seed);
   return std::mt19937(seed);
 }

@@ -5,6 +5,8 @@
 
 #include <random>
 
+#include "tests/seed.h"
+
 namespace distro::plugins {
 namespace {
 
@@ -45,7 +47,7 @@ TEST(GradientLayout, EveryShapeIsAMatrixOrARow) {
 }
 
 TEST(GradientLayout, CoversEveryElementOnce) {
-  const auto seed = static_cast<std::uint32_t>(std::random_device{}());
+  const auto seed = test::seed();
   fmt::print("seed {}\n", seed);
   std::mt19937 random(seed);
   for (int round = 0; round < 60; ++round) {

@@ -13,6 +13,7 @@
 #include "plugins/gradient_layout.h"
 #include "plugins/record_coder.h"
 #include "simulation.h"
+#include "tests/seed.h"
 
 namespace distro::plugins {
 namespace {
@@ -67,7 +68,7 @@ std::vector<std::byte> mutate(std::vector<std::byte> body, std::mt19937& random)
 }
 
 std::mt19937 printed_seed() {
-  const auto seed = static_cast<std::uint32_t>(std::random_device{}());
+  const auto seed = test::seed();
   fmt::print("seed {}\n", seed);
   testing::Test::RecordProperty("seed", fmt::format("{}", seed));
   return std::mt19937(seed);

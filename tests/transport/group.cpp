@@ -41,9 +41,9 @@ std::string name(Carrier carrier) {
 }
 
 std::uint64_t test_seed() {
-  const char* text = std::getenv("DISTRO_TEST_SEED");
+  const char* text = std::getenv("TEST_SEED");
   const std::uint64_t seed = text == nullptr ? 20240607 : std::stoull(text);
-  std::printf("DISTRO_TEST_SEED=%llu\n", static_cast<unsigned long long>(seed));
+  std::printf("TEST_SEED=%llu\n", static_cast<unsigned long long>(seed));
   return seed;
 }
 

@@ -23,7 +23,7 @@ SharedBytes shared_pattern(std::size_t size, std::uint64_t seed);
 
 std::string name(Carrier carrier);
 
-/// DISTRO_TEST_SEED, or a fixed number; printed, so that a failure can be repeated.
+/// TEST_SEED, or a fixed number; printed, so that a failure can be repeated.
 std::uint64_t test_seed();
 
 /// Whether a rank's receive says that `culprit` is lost, and why.
