@@ -120,7 +120,10 @@ def launch(
                     outcome[rank] = RankError(rank, *error) if error else result
                 if time.monotonic() > end:
                     alive = [rank for rank, p in enumerate(processes) if p.is_alive()]
-                    raise AssertionError(f"ranks {alive} hang; outcome so far: {outcome}")
+                    codes = [p.exitcode for p in processes]
+                    raise AssertionError(
+                        f"ranks {alive} hang; exit codes: {codes}; outcome so far: {outcome}"
+                    )
                 time.sleep(0.02)
         finally:
             for process in processes:
