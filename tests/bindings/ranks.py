@@ -8,7 +8,7 @@ import pickle
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -81,10 +81,12 @@ def launch(
     timeout: float = TIMEOUT_SECONDS,
     options: dict[str, Any] | None = None,
     deadline: float = 120.0,
+    awaited: Collection[int] | None = None,
 ) -> list[Any | RankError | None]:
     """Result or error of each rank; None where a rank died without a word.
 
     Fails when a rank is still running after `deadline` seconds: a hang is a failure by itself.
+    Where `awaited` ranks are given, the others are killed when those have ended.
     """
     # A server that has torch loaded forks the ranks: each starts in milliseconds, not in seconds.
     context = mp.get_context("forkserver")
@@ -114,7 +116,8 @@ def launch(
         outcome: list[Any | RankError | None] = [None] * size
         end = time.monotonic() + deadline
         try:
-            while any(process.is_alive() for process in processes) or not queue.empty():
+            watched = [processes[rank] for rank in (range(size) if awaited is None else awaited)]
+            while any(process.is_alive() for process in watched) or not queue.empty():
                 while not queue.empty():
                     rank, result, error = pickle.loads(queue.get())
                     outcome[rank] = RankError(rank, *error) if error else result

@@ -11,7 +11,6 @@ group's time-out (and some seconds to find out who it is); a survivor that hangs
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import os
 import random
@@ -144,7 +143,6 @@ def _rank(rank: int, size: int, kinds: list[str], fault: str, path: str) -> dict
         for i, kind in enumerate(kinds)
         if kind not in ("rendezvous", "inner_connection")
     }
-    store.set(f"pid/{rank}", str(os.getpid()))
     if rank not in SURVIVORS:
         kind = kinds[rank - VICTIM]
         _operate(kind, groups.get(kind), store, VICTIM, fault)
@@ -159,11 +157,8 @@ def _rank(rank: int, size: int, kinds: list[str], fault: str, path: str) -> dict
         thread.start()
     for thread in threads:
         thread.join()
-    store.set(f"survived/{rank}", "")
+    store.set(f"survived/{rank}", "")  # who leaves first would be blamed by the other
     store.wait([f"survived/{other}" for other in SURVIVORS], long)
-    for victim in range(VICTIM, size):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(store.get(f"pid/{victim}")), signal.SIGKILL)  # those that are stopped
     return said
 
 
@@ -172,7 +167,14 @@ def blame(kinds: list[str], fault: str) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/world"
         outcome = launch(
-            VICTIM + len(kinds), _rank, kinds, fault, path, backend=None, deadline=DEADLINE_SECONDS
+            VICTIM + len(kinds),
+            _rank,
+            kinds,
+            fault,
+            path,
+            backend=None,
+            deadline=DEADLINE_SECONDS,
+            awaited=SURVIVORS,  # some victims are stopped
         )
     wrong = [str(result) for result in outcome if isinstance(result, RankError)]
     for rank in SURVIVORS:
