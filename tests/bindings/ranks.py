@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import faulthandler
 import os
 import pickle
+import signal
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -41,6 +43,7 @@ def _child(
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
 ) -> None:
+    faulthandler.register(signal.SIGUSR1)  # launch() asks those that hang where they are
     os.environ.update(env)
     dist.set_debug_level_from_env()
     torch.set_num_threads(1)
@@ -70,6 +73,14 @@ class RankError(AssertionError):
     def __init__(self, rank: int, kind: str, message: str, trace: str) -> None:
         super().__init__(f"rank {rank}: {trace}")
         self.rank, self.kind, self.message = rank, kind, message
+
+
+def _show_stacks(processes: Iterable[int | None]) -> None:
+    """On stderr: where the threads of these processes are."""
+    for process in processes:
+        if process is not None:
+            os.kill(process, signal.SIGUSR1)
+            time.sleep(0.2)  # one after the other
 
 
 def launch(
@@ -124,6 +135,7 @@ def launch(
                 if time.monotonic() > end:
                     alive = [rank for rank, p in enumerate(processes) if p.is_alive()]
                     codes = [p.exitcode for p in processes]
+                    _show_stacks(process.pid for process in processes if process.is_alive())
                     raise AssertionError(
                         f"ranks {alive} hang; exit codes: {codes}; outcome so far: {outcome}"
                     )
