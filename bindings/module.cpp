@@ -263,6 +263,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
           py::arg("device"),
           "What torch calls on ranks that are not in a group that is split off: nothing to do.")
       .def(
+          "_set_default_timeout",
+          [](ProcessGroupDistro& backend, std::chrono::milliseconds timeout) {
+            backend.setTimeout(timeout);
+          },
+          py::arg("timeout"), "As torch's own backends have it.")
+      .def(
           "last_operations",
           [](const ProcessGroupDistro& backend) { return backend.operations()->text(); },
           "The last operations of this rank, oldest first, as an error's log line has them.")

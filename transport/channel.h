@@ -128,6 +128,9 @@ class Channel {
   /// have given one or one is lost. Empty if all are well, or the channel is closed.
   [[nodiscard]] virtual std::optional<PeerError> suspect(Deadline until) const = 0;
 
+  /// How long a peer may stay disconnected from now on.
+  virtual void set_timeout(std::chrono::milliseconds timeout) = 0;
+
   [[nodiscard]] virtual ChannelCounters counters() const = 0;
 
   /// Deliver what was sent (until acknowledged by every living peer, or the deadline), say goodbye,

@@ -42,7 +42,11 @@ std::unique_ptr<Listener> listen(zmq::context_t& context, const ChannelConfig& c
 
 Mesh::Mesh(zmq::context_t& context, const ChannelConfig& config, const PeerAddress& own,
            Inbox& inbox)
-    : config_(config), own_(own), inbox_(inbox), acceptor_(listen(context, config)) {
+    : config_(config),
+      timeout_(config.timeout),
+      own_(own),
+      inbox_(inbox),
+      acceptor_(listen(context, config)) {
   probes_.fill(Deadline::max());
 }
 

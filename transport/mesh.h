@@ -36,6 +36,8 @@ class Mesh final : public IoHandler {
   void resume(int peer);
   /// Have all peers acknowledge at once: those that live answer.
   void ask();
+  /// How long a peer may stay disconnected.
+  void set_timeout(std::chrono::milliseconds timeout) noexcept { timeout_ = timeout; }
   /// Tell all peers that `culprit` is lost.
   void tell_lost(int culprit, std::string_view reason);
   /// Work on until everything is delivered or the deadline has passed, then close the sockets and
@@ -88,6 +90,7 @@ class Mesh final : public IoHandler {
   [[nodiscard]] Peer* find(std::uint32_t rank) noexcept;
 
   const ChannelConfig& config_;
+  std::chrono::milliseconds timeout_;
   const PeerAddress& own_;
   Inbox& inbox_;
   std::unique_ptr<Listener> acceptor_;

@@ -37,7 +37,7 @@ std::string Mesh::death_of(const Peer& peer, Deadline now) const {
                        peer.ever_up ? "without a goodbye" : "before it connected");
   }
   const auto allowed =
-      config_.timeout + (peer.up ? kMissedKeepalives * config_.keepalive : milliseconds(0));
+      timeout_ + (peer.up ? kMissedKeepalives * config_.keepalive : milliseconds(0));
   if (quiet > allowed) {
     const double seconds = std::chrono::duration<double>(quiet).count();
     return peer.ever_up ? fmt::format(

@@ -200,6 +200,12 @@ std::optional<PeerError> ZmqChannel::suspect(Deadline until) const {
   return parts.inbox.suspect(asked, until);
 }
 
+void ZmqChannel::set_timeout(std::chrono::milliseconds timeout) {
+  if (!closed_ && !foreign()) {
+    parts_->service->post([mesh = parts_->mesh.get(), timeout] { mesh->set_timeout(timeout); });
+  }
+}
+
 ChannelCounters ZmqChannel::counters() const { return parts_->inbox.counters.read(); }
 
 void ZmqChannel::close(Deadline deadline) noexcept {

@@ -45,6 +45,10 @@ c10::intrusive_ptr<c10::ivalue::Future> future_of(c10d::Work& work, c10d::OpType
 
 namespace {
 
+bool all_on_host(const std::vector<at::Tensor>& tensors) {
+  return std::ranges::all_of(tensors, [](const auto& tensor) { return tensor.is_cpu(); });
+}
+
 c10::intrusive_ptr<c10d::Work> started(exchange::Group& group, const std::string& operation,
                                        const ExactWork::Start& start) {
   if (const auto lost = group.lost()) {
@@ -122,6 +126,7 @@ ExactWork::ExactWork(const Call& call, std::shared_ptr<exchange::Group> group,
       group_(std::move(group)),
       operation_(c10d::opTypeToString(call.type)),
       outputs_(call.outputs),
+      on_host_(all_on_host(call.inputs) && all_on_host(call.outputs)),
       ticket_(call.ticket),
       concluded_(last_act != nullptr),
       inner_(started(*group_, operation_, start)),
@@ -237,12 +242,13 @@ bool ExactWork::wait_by_future(milliseconds timeout) {
 }
 
 // Of send and receive a wait that times out breaks the inner backend's connections, so they wait in
-// one piece. Others may be waited for in slices. They don't tell a slice that has passed from a
-// failure, nor (gloo's reduce-scatter) whether they are complete; but what has failed says so at
-// once.
+// one piece; of Gloo's own time-out for them set_timeout() changes nothing, and on a device a
+// time-out would block the caller. Others may be waited for in slices. They don't tell a slice that
+// has passed from a failure, nor (gloo's reduce-scatter) whether they are complete; but what has
+// failed says so at once.
 void ExactWork::wait_for_inner(milliseconds timeout) {
   if (c10d::isP2POp(retrieveOpType())) {
-    inner_->wait(timeout);
+    inner_->wait(timeout == kNoTimeout && on_host_ ? group_->timeout() : timeout);
     return;
   }
   const Deadline deadline = until(timeout);

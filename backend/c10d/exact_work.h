@@ -75,6 +75,7 @@ class ExactWork : public c10d::Work {
   const std::shared_ptr<exchange::Group> group_;
   const std::string operation_;
   const std::vector<at::Tensor> outputs_;
+  const bool on_host_;
   const Operations::Ticket ticket_;
   const bool concluded_;  // the last act puts the results where the caller wants them
   const c10::intrusive_ptr<c10d::Work> inner_;

@@ -72,6 +72,14 @@ transport::ChannelCounters Group::channel_counters() const {
   return channel_ ? channel_->counters() : transport::ChannelCounters{};
 }
 
+void Group::set_timeout(std::chrono::milliseconds timeout) {
+  timeout_ = timeout;
+  const std::lock_guard lock(channel_mutex_);
+  if (channel_ && !closed_) {
+    channel_->set_timeout(timeout);
+  }
+}
+
 std::uint32_t Group::next_module() {
   const std::lock_guard lock(mutex_);
   return modules_++;

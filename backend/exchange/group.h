@@ -61,7 +61,7 @@ class Group {
 
   /// How long to wait for other ranks. What waits already keeps the deadline it began with.
   [[nodiscard]] std::chrono::milliseconds timeout() const noexcept { return timeout_; }
-  void set_timeout(std::chrono::milliseconds timeout) noexcept { timeout_ = timeout; }
+  void set_timeout(std::chrono::milliseconds timeout);
 
   /// Ordinal of the next module: the same on all ranks, which make their modules in the same order.
   std::uint32_t next_module();
@@ -128,7 +128,7 @@ class Group {
   const std::unique_ptr<transport::Channel> channel_;  // null in a group of one rank
   std::optional<Mailbox> mailbox_;
   tbb::task_arena arena_;
-  std::mutex channel_mutex_;  // guards abort() against close()
+  std::mutex channel_mutex_;  // guards abort() and set_timeout() against close()
   std::mutex mutex_;
   std::uint32_t modules_ = 0;  // guarded by mutex_
   std::function<void()> last_act_;

@@ -86,6 +86,19 @@ TEST(Loss, ARankThatNeverConnectsIsLostAfterTheTimeout) {
   EXPECT_TRUE(loses(*channel, 1, 1, "never connected within"));
 }
 
+TEST(Loss, ATimeoutThatIsChangedHoldsForWhoIsAwayAlready) {
+  ChannelConfig options = config(Carrier::tcp, 0, 2);
+  options.timeout = milliseconds(300);
+  const auto channel = open_channel(options);
+  PeerAddress nobody = channel->address();
+  nobody.host = "elsewhere";
+  channel->connect({channel->address(), nobody});
+  channel->set_timeout(seconds(60));
+  EXPECT_THROW(channel->receive(1, in(milliseconds(700))), PeerTimeout);
+  channel->set_timeout(milliseconds(300));
+  EXPECT_TRUE(loses(*channel, 1, 1, "never connected within"));
+}
+
 TEST(Loss, LateDeliverySaysWhoAndForHowLong) {
   Group group(Carrier::tcp, 2);
   group[1].send(0, shared_pattern(1, 1));
