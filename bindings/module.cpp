@@ -188,6 +188,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def_property_readonly(
           "mode",
           [](const Group& group) { return distro::exchange::name_of(group.options().mode); })
+      .def_property_readonly("transform",
+                             [](const Group& group) {
+                               const bool dct =
+                                   group.options().transform == distro::plugins::Transform::dct;
+                               return dct ? "dct" : "none";
+                             })
       .def_property_readonly("exchanges_gradients",
                              [](Group& group) { return group.reductions() != nullptr; })
       .def("stats", &stats)
@@ -287,7 +293,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
                     const std::vector<std::string>&>(),
            py::arg("backend"), py::arg("parameters"), py::arg("names"))
       .def_static("attach", &ModuleGradients::attach, py::arg("module"), py::arg("reducer"))
-      .def_property_readonly("backwards", &ModuleGradients::backwards);
+      .def_property_readonly("backwards", &ModuleGradients::backwards)
+      .def("residuals", &ModuleGradients::residuals, release_gil())
+      .def("load", &ModuleGradients::load, py::arg("residuals"), py::arg("backwards"),
+           release_gil());
 
   py::class_<ModuleSynchroniser, std::shared_ptr<ModuleSynchroniser>>(module, "ModuleSynchroniser")
       .def(py::init<const c10::intrusive_ptr<ProcessGroupDistro>&, std::vector<at::Tensor>,

@@ -93,4 +93,43 @@ c10::intrusive_ptr<c10::ivalue::Future> ModuleGradients::on_bucket(c10d::GradBuc
   return reductions_->mean(buffer, std::move(specs), gradients, std::move(residuals))->getFuture();
 }
 
+std::vector<std::optional<at::Tensor>> ModuleGradients::residuals() {
+  const std::lock_guard lock(mutex_);
+  std::vector<std::optional<at::Tensor>> result;
+  for (const auto& parameter : parameters_) {
+    const auto found = residuals_.find(parameter.unsafeGetTensorImpl());
+    const bool compressed = found != residuals_.end() && !found->second->coefficients.empty();
+    auto& residual = result.emplace_back();
+    if (compressed) {
+      residual = at::tensor(found->second->coefficients, at::kFloat);
+    }
+  }
+  return result;
+}
+
+void ModuleGradients::load(const std::vector<std::optional<at::Tensor>>& residuals,
+                           std::uint64_t backwards) {
+  TORCH_CHECK_VALUE(residuals.size() == parameters_.size(), "residuals of ", residuals.size(),
+                    " parameters were given where the module has ", parameters_.size());
+  std::unordered_map<const void*, std::shared_ptr<plugins::Residual>> loaded;
+  for (std::size_t i = 0; i < residuals.size(); ++i) {
+    const void* const key = parameters_[i].unsafeGetTensorImpl();
+    if (!residuals[i]) {
+      continue;
+    }
+    TORCH_CHECK_VALUE(residuals[i]->numel() == parameters_[i].numel(), "the residual of ",
+                      names_.at(key), " has ", residuals[i]->numel(),
+                      " values where the parameter has ", parameters_[i].numel(), " elements");
+    const at::Tensor values = residuals[i]->detach().to(at::kCPU, at::kFloat).contiguous();
+    TORCH_CHECK_VALUE(values.isfinite().all().item<bool>(), "the residual of ", names_.at(key),
+                      " is not finite");
+    const auto* const data = values.const_data_ptr<float>();
+    loaded[key] = std::make_shared<plugins::Residual>(
+        plugins::Residual{std::vector<float>(data, data + values.numel())});
+  }
+  const std::lock_guard lock(mutex_);
+  residuals_ = std::move(loaded);
+  backwards_ = backwards;
+}
+
 }  // namespace distro::c10d_backend

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <torch/csrc/distributed/c10d/reducer.hpp>
 #include <unordered_map>
@@ -37,6 +38,15 @@ class ModuleGradients {
   /// Synchronised backwards so far.
   [[nodiscard]] std::uint64_t backwards() const noexcept { return backwards_; }
 
+  /// What this rank has not sent of each parameter's gradient (plugins::Residual), in the
+  /// parameters' order, flat; none where nothing was compressed yet. Not while a backward
+  /// runs.
+  [[nodiscard]] std::vector<std::optional<at::Tensor>> residuals();
+
+  /// The return of residuals() and backwards(), for a resume. Throws c10::ValueError, and changes
+  /// nothing, where they are not of these parameters. Not while a backward runs.
+  void load(const std::vector<std::optional<at::Tensor>>& residuals, std::uint64_t backwards);
+
  private:
   c10::intrusive_ptr<c10::ivalue::Future> exact_mean(at::Tensor& buffer);
 
@@ -45,6 +55,7 @@ class ModuleGradients {
   const std::vector<at::Tensor> parameters_;
   std::unordered_map<const void*, std::string> names_;  // by parameter
   std::mutex mutex_;
+  // By parameter, guarded by mutex_.
   std::unordered_map<const void*, std::shared_ptr<plugins::Residual>> residuals_;
   std::atomic<std::uint64_t> backwards_{0};
 };

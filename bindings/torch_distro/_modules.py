@@ -65,12 +65,16 @@ def resync(module: nn.Module) -> None:
 _NOT_EXCHANGED = (
     "this module is not in weights mode: wrap it in DistributedDataParallel on a distro group"
 )
+_NO_STATE = (
+    "this module is not compressed, and so there is nothing to save: wrap it in "
+    "DistributedDataParallel on a distro group (mode weights, ef or demo)"
+)
 
 
 def _owner_of(module: nn.Module) -> Attachment:
-    owners = [owner for owner in owners_of(module) if owner.exchanged]
+    owners = [owner for owner in owners_of(module) if owner.exchanged or owner.gradients]
     if not owners:
-        raise ValueError(_NOT_EXCHANGED)
+        raise ValueError(_NO_STATE)
     if len(owners) > 1:
         raise ValueError("this module holds several wrapped modules; give one of them")
     return owners[0]
@@ -84,17 +88,22 @@ def state_dict(module: nn.Module) -> dict[str, Any]:
     at the same step, in a file of its own.
 
     Args:
-        module: a DDP module in weights mode. Not a collective.
+        module: a DDP module in mode weights, ef or demo; in the latter two not while a backward
+            runs. Not a collective.
 
     Returns:
-        ``reference`` and ``residual`` (W and R by parameter name, fp32, in the parameters' shapes;
-        R holds an exchange in flight, too), ``exchanges`` (count), ``share`` (weights are
-        W + share * R).
+        In weights mode ``reference`` and ``residual`` (W and R by parameter name, fp32, in the
+        parameters' shapes; R holds an exchange in flight, too), ``exchanges`` (count), ``share``
+        (weights are W + share * R). In modes ef and demo ``residual`` (what was not sent of the
+        gradients by parameter name, fp32, flat; only of parameters that were compressed),
+        ``exchanges``, ``mode`` and ``transform``.
 
     Raises:
-        ValueError: the module is not in weights mode.
+        ValueError: the module is in none of these modes.
     """
     attachment = _owner_of(module)
+    if attachment.gradients:
+        return _gradient_state(attachment)
     state = attachment.synchroniser.state()
     for part in ("reference", "residual"):
         shaped = zip(attachment.names, state[part], attachment.shapes, strict=True)
@@ -103,7 +112,10 @@ def state_dict(module: nn.Module) -> dict[str, Any]:
 
 
 def load_state_dict(module: nn.Module, state: dict[str, Any]) -> None:
-    """Take up what :func:`state_dict` gave; leaves the weights at W + share * R.
+    """Take up what :func:`state_dict` gave.
+
+    In weights mode it leaves the weights at W + share * R; in modes ef and demo they are the
+    script's to load.
 
     Args:
         module: the same DDP module, wrapped again, before its first training forward. On every
@@ -111,10 +123,19 @@ def load_state_dict(module: nn.Module, state: dict[str, Any]) -> None:
         state: this rank's own, saved at the same step as the others'.
 
     Raises:
-        ValueError: the module is not in weights mode, or the state has other parameters.
+        ValueError: the module is in another mode than when the state was saved, or the state has
+            other parameters.
         torch.distributed.DistBackendError: the module has begun to train, or shapes differ.
     """
     attachment = _owner_of(module)
+    mode = attachment.record["mode"]
+    if state.get("mode", "weights") != mode:
+        raise ValueError(
+            f"the state is of mode {state.get('mode', 'weights')} and the module in mode {mode}"
+        )
+    if attachment.gradients:
+        _load_gradient_state(attachment, state)
+        return
     for part in ("reference", "residual"):
         if set(state[part]) != set(attachment.names):
             differing = sorted(set(state[part]) ^ set(attachment.names))
@@ -127,3 +148,26 @@ def load_state_dict(module: nn.Module, state: dict[str, Any]) -> None:
         state["exchanges"],
         state["share"],
     )
+
+
+def _gradient_state(attachment: Attachment) -> dict[str, Any]:
+    residuals = zip(attachment.names, attachment.gradients.residuals(), strict=True)
+    return {
+        "residual": {name: residual for name, residual in residuals if residual is not None},
+        "exchanges": attachment.gradients.backwards,
+        "mode": attachment.group.mode,
+        "transform": attachment.group.transform,
+    }
+
+
+def _load_gradient_state(attachment: Attachment, state: dict[str, Any]) -> None:
+    transform = attachment.group.transform
+    if state["transform"] != transform:
+        raise ValueError(
+            f"the state was saved with transform={state['transform']!r}, which says what its "
+            f"residuals mean; the group has {transform!r}"
+        )
+    if unknown := sorted(set(state["residual"]) - set(attachment.names)):
+        raise ValueError(f"the state has other parameters than the module: {', '.join(unknown)}")
+    residuals = [state["residual"].get(name) for name in attachment.names]
+    attachment.gradients.load(residuals, state["exchanges"])
