@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import datetime
 import json
+import pickle
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +16,7 @@ import torch
 import torch.distributed as dist
 from models import batches, train, wrapped
 from ranks import run
+from torch.distributed import distributed_c10d
 
 
 def _profiled(rank: int, size: int) -> bool:
@@ -50,15 +55,65 @@ def _hang(rank: int, size: int) -> list[tuple[str, str]]:
     return [(entry["profiling_name"], entry["state"]) for entry in dump["entries"]]
 
 
-@pytest.mark.skipif(
+completion_hooks = pytest.mark.skipif(
     not hasattr(torch._C._distributed_c10d.Backend, "supports_completion_hooks"),
     reason="completion hooks came with torch 2.15",
 )
+
+
+@completion_hooks
 def test_the_flight_recorder_tells_a_hung_collective_from_finished_ones() -> None:
     first = run(2, _hang)[0]
     assert first == [
         *[("distro:all_reduce", "completed")] * 3,
         ("distro:_reduce_scatter_base", "completed"),
+        ("distro:all_reduce", "scheduled"),
+    ]
+
+
+def _dump_while_one_hangs(rank: int, size: int, folder: Path) -> bool:
+    for _ in range(2):
+        dist.all_reduce(torch.ones(5000))
+    if rank == 0:
+        dist.send(torch.ones(2), 1)
+    else:
+        dist.recv(torch.ones(2), 0)
+    dist.barrier()
+    work: Any = dist.all_reduce(torch.ones(6000), async_op=True) if rank == 0 else None
+    dump = torch._C._distributed_c10d._dump_fr_trace(backend="distro")  # type: ignore[call-arg]
+    (folder / f"rank_{rank}").write_bytes(dump)
+    store = distributed_c10d._get_default_store()
+    store.set(f"dumped/{rank}", "")
+    store.wait(["dumped/0", "dumped/1"])
+    if rank == 1:
+        work = dist.all_reduce(torch.ones(6000), async_op=True)
+    return bool(work.wait())
+
+
+@completion_hooks
+@pytest.mark.parametrize("mode", ["auto", "ef"])  # ef: the engine of gradient reductions
+def test_torchfrtrace_names_the_rank_that_did_not_come_and_finds_the_rest_finished(
+    mode: str, tmp_path: Path
+) -> None:
+    dumps = tmp_path / "dumps"
+    dumps.mkdir()
+    run(2, _dump_while_one_hangs, dumps, options={"mode": mode})
+    command = [sys.executable, "-m", "torch.distributed.flight_recorder.fr_trace"]
+    found = subprocess.run(
+        [*command, str(dumps), "-o", str(tmp_path / "database")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said = found.stdout + found.stderr
+    assert said.count("Not all ranks joining collective") == 1, said
+    assert "Not all ranks joining collective, sequence number: 4" in said
+    assert "missing ranks: {1}" in said
+    _, database = pickle.loads((tmp_path / "database").read_bytes())
+    assert [(c.collective_name, c.collective_state) for c in database.collectives] == [
+        *[("distro:all_reduce", "completed")] * 2,
+        ("distro:send 0->1", "completed"),
+        ("distro:barrier", "completed"),
         ("distro:all_reduce", "scheduled"),
     ]
 
