@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import os
+import types
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 import torch_distro
-from ranks import fail
+from ranks import fail, run
 
 
 def _nothing(rank: int, size: int) -> bool:
@@ -88,6 +92,34 @@ def test_binding_beyond_loopback_is_refused_with_the_way_out() -> None:
         2, _beyond_loopback, env={"DISTRO_BIND": "0.0.0.0", "DISTRO_ADVERTISE": "127.0.0.1"}
     )
     assert any("DISTRO_INSECURE=1" in error.message for error in errors)
+
+
+def _on_every_address(rank: int, size: int, port: int) -> str:
+    from torch_distro import _backend
+
+    store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    backend = _backend.create(
+        types.SimpleNamespace(
+            store=store,
+            group_rank=rank,
+            group_size=size,
+            global_ranks_in_group=[],
+            timeout=datetime.timedelta(seconds=20),
+        )
+    )
+    tensor = torch.ones(3)
+    backend.allreduce([tensor]).wait()
+    assert tensor.tolist() == [2.0] * 3
+    told = json.loads(store.get(f"distro/0/address/{rank}"))["endpoint"]
+    backend.shutdown()
+    return str(told)
+
+
+def test_who_listens_on_every_address_tells_the_one_on_its_way_to_the_store() -> None:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    env = {"DISTRO_BIND": "0.0.0.0", "DISTRO_INSECURE": "1"}
+    for told in run(2, _on_every_address, store.port, backend=None, env=env):
+        assert told.startswith("tcp://127.0.0.1:")
 
 
 def test_option_errors_are_value_errors() -> None:
