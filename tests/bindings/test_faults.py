@@ -107,6 +107,29 @@ def test_a_rank_that_hangs_is_named_at_the_time_out() -> None:
         assert float(result.message.removeprefix("after ").split(" s:")[0]) < 8
 
 
+def _wait_for_one_that_waits(rank: int, size: int) -> bool:
+    """Rank 2 is stopped, rank 0 stays away as if it waited for it, and rank 1 awaits rank 0."""
+    module = wrapped()
+    optimizer = torch.optim.AdamW(module.parameters())
+    train(module, optimizer, batches(rank, 3))
+    dist.barrier()
+    if rank == 2:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if rank == 0:
+        time.sleep(6)
+    train(module, optimizer, batches(rank, 5))
+    return True
+
+
+def test_not_the_late_rank_but_the_one_that_does_not_answer_is_named() -> None:
+    outcome = launch(3, _wait_for_one_that_waits, timeout=3.0, awaited=[0, 1])
+    for result in outcome[:2]:
+        assert isinstance(result, RankError)
+        assert result.kind == "DistBackendError"
+        assert "rank 2 is connected but has not answered" in result.message, result.message
+    assert "for rank 0's exchange" in str(outcome[1])
+
+
 def _exception(rank: int, size: int) -> bool:
     module = wrapped()
 
