@@ -171,10 +171,9 @@ void Inbox::check_can_send(int peer) const {
   const std::lock_guard lock(mutex_);
   const PeerState state = box(peer).state;
   if (state == PeerState::lost) {
-    if (first_lost_ && first_lost_->rank() == peer) {
-      throw *first_lost_;
-    }
-    throw PeerLost(peer, fmt::format("rank {} is lost; nothing can be sent to it", peer));
+    // Often it only followed the first, which is to blame.
+    throw first_lost_.value_or(
+        PeerLost(peer, fmt::format("rank {} is lost; nothing can be sent to it", peer)));
   }
   if (state == PeerState::left) {
     throw left(peer);

@@ -66,7 +66,7 @@ class Inbox {
   };
   Taken receive(int peer, Deadline deadline);
   std::optional<Taken> try_receive(int peer);
-  /// Throws PeerLost or PeerLeft if nothing can be sent to the peer.
+  /// Throws PeerLost (of the first rank that was) or PeerLeft if nothing can be sent to the peer.
   void check_can_send(int peer) const;
   [[nodiscard]] std::optional<PeerLost> lost() const;
   /// As Channel::suspect, of peers that were to answer a question put at `asked`.

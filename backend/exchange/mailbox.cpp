@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <optional>
 #include <string_view>
 
 #include "backend/exchange/error.h"
@@ -28,6 +29,19 @@ std::string name_of(const Subject& subject) {
 // A thread that waits for its own message looks again after this time whether another thread has
 // sorted it in. Longer delays such a thread, shorter wakes it for nothing.
 constexpr std::chrono::milliseconds kLookAgain{20};
+
+// How long other ranks are given to answer when one is late. Shorter than a round trip blames ranks
+// that are well; longer delays the error.
+constexpr std::chrono::milliseconds kPatience{2000};
+
+// The rank that does not answer at all, if it is not the late one itself: that one may be waiting
+// for it, too. `has_left`: whether a rank ended normally, which nobody is to blame for.
+template <typename HasLeft>
+std::optional<transport::PeerError> silent(const transport::Channel& channel, int late,
+                                           HasLeft&& has_left) {
+  auto found = channel.suspect(transport::Clock::now() + kPatience);
+  return found && found->rank() != late && !has_left(found->rank()) ? found : std::nullopt;
+}
 
 bool fits(const Envelope& got, const Subject& subject) {
   if (subject.kind != MessageKind::average) {
@@ -127,6 +141,23 @@ Letter Mailbox::take(int peer, const Subject& subject, transport::Deadline deadl
     } catch (const transport::PeerTimeout&) {
       if (slice == deadline) {
         const std::chrono::duration<double> waited = transport::Clock::now() - start;
+        const auto has_left = [&](int other) {
+          try {
+            while (fetch(other, nullptr)) {
+            }
+          } catch (const transport::PeerLeft&) {
+            return true;
+          } catch (const transport::PeerError&) {
+          }
+          return false;
+        };
+        if (const auto culprit = silent(channel_, peer, has_left)) {
+          throw transport::PeerTimeout(
+              culprit->rank(),
+              fmt::format(
+                  "rank {}: waited {:.1f} s (the group's time-out) for rank {}'s {}, and {}", rank_,
+                  waited.count(), peer, name_of(subject), culprit->what()));
+        }
         throw transport::PeerTimeout(
             peer, fmt::format("rank {}: rank {} is late: waited {:.1f} s (the group's time-out) "
                               "for its {}. It hangs, "

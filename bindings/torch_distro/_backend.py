@@ -89,8 +89,8 @@ def make(store: dist.Store, rank: int, size: int, options: Any) -> Any:  # noqa:
         except RuntimeError as error:
             handle.fail("init_process_group", str(error))
         backend = core.ProcessGroupDistro(handle, inner, ordered, options)
-    except BaseException:
-        handle.close()
+    except BaseException as error:
+        handle.leave(f"rank {rank} could not make its backend: {error}")
         raise
     _stats.add(handle)
     with _installing:

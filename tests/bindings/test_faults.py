@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import random
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ import torch
 import torch.distributed as dist
 from models import batches, train, wrapped
 from ranks import RankError, launch
+from torch_distro import _inner
 
 RANKS, TIMEOUT = 4, 20.0
 SEED = int(os.environ.get("TEST_SEED", 0)) or random.SystemRandom().randrange(1, 2**31)
@@ -105,6 +108,54 @@ def test_a_rank_that_hangs_is_named_at_the_time_out() -> None:
         assert isinstance(result, RankError)
         assert "rank 2" in result.message
         assert float(result.message.removeprefix("after ").split(" s:")[0]) < 8
+
+
+def _wait_for_one_that_waits(rank: int, size: int) -> bool:
+    """Rank 2 is stopped, rank 0 stays away as if it waited for it, and rank 1 awaits rank 0."""
+    module = wrapped()
+    optimizer = torch.optim.AdamW(module.parameters())
+    train(module, optimizer, batches(rank, 3))
+    dist.barrier()
+    if rank == 2:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if rank == 0:
+        time.sleep(6)
+    train(module, optimizer, batches(rank, 5))
+    return True
+
+
+def test_not_the_late_rank_but_the_one_that_does_not_answer_is_named() -> None:
+    outcome = launch(3, _wait_for_one_that_waits, timeout=3.0, awaited=[0, 1])
+    for result in outcome[:2]:
+        assert isinstance(result, RankError)
+        assert result.kind == "DistBackendError"
+        assert "rank 2 is connected but has not answered" in result.message, result.message
+    assert "for rank 0's exchange" in str(outcome[1])
+
+
+def _no_inner_backend(rank: int, size: int, path: str) -> None:
+    if rank == 1:
+
+        def fail(*_: object) -> None:
+            time.sleep(0.5)  # the others are connected by now
+            raise RuntimeError("no more sockets")
+
+        vars(_inner)["gloo_of"] = fail
+    dist.init_process_group(
+        "distro",
+        init_method=f"file://{path}",
+        rank=rank,
+        world_size=size,
+        timeout=datetime.timedelta(seconds=4),
+    )
+
+
+def test_a_rank_that_cannot_make_its_backend_is_named_with_the_reason(tmp_path: Path) -> None:
+    for result in launch(3, _no_inner_backend, f"{tmp_path}/store", backend=None):
+        assert isinstance(result, RankError)
+        assert result.kind == "DistBackendError"
+        assert "rank 1" in result.message
+        assert "no more sockets" in result.message
 
 
 def _exception(rank: int, size: int) -> bool:
