@@ -5,8 +5,9 @@ A run passes if all ranks end well, the loss is finite and falls, and
 
 - where nothing is compressed (sharded models, DISTRO_MODE=dense), losses and saved weights equal
   gloo's bit for bit and no exchange is counted;
-- where DDP is compressed, every rank counts exchanges (or compressed reductions, in the gradient
-  modes, and of hybrid shards too), names the module's mode, and all hold the same reference.
+- where something is compressed (DDP; in modes ef and demo replicas of FSDP, too), every rank counts
+  exchanges or compressed reductions, has sent a hundredth of the gradients or less, names the mode
+  of each module, and all hold the same reference; and the losses are not gloo's.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from launch import Ended, fork, torchrun
 from rows import ROWS, Row
 
 MODES = ("auto", "dense", "ef", "demo")
+# Gradients by what was sent for them, to each of two or four ranks: above it, that is compressed.
+LEAST_RATIO = 100
 FRAMEWORKS = ("lightning", "accelerate", "transformers")
 _LOSS = re.compile(r"\bloss[ =:]+(nan|[-+]?inf|[-+]?[0-9.]+(?:e[-+]?[0-9]+)?)", re.IGNORECASE)
 
@@ -119,7 +122,7 @@ def _why_not_exact(own: Run, gloo: Run) -> str:
     return ""
 
 
-def _why_not_compressed(own: Run, mode: str) -> str:
+def _why_not_compressed(own: Run, gloo: Run, mode: str) -> str:
     counter = "exchanges" if mode in ("auto", "weights") else "reductions"
     expected = "weights" if mode == "auto" else mode
     references: Counter[tuple[int, int, int]] = Counter()
@@ -128,13 +131,21 @@ def _why_not_compressed(own: Run, mode: str) -> str:
         if all(group[counter] == 0 for group in groups):
             return f"rank {stats['rank']} counts no {counter}"
         modes = [module["mode"] for group in groups for module in group["modules"]]
-        if expected not in modes:
-            return f"rank {stats['rank']} has modules in the modes {modes}, none in {expected}"
+        if set(modes) != {expected}:
+            return f"rank {stats['rank']} has modules in the modes {modes}, not in {expected}"
+        payload, dense = (
+            sum(group[name] for group in groups)
+            for name in ("payload_bytes_sent", "gradient_bytes")
+        )
+        if payload * LEAST_RATIO > dense:
+            return f"rank {stats['rank']} sent {payload} bytes for {dense} bytes of gradients"
         for number, group in enumerate(groups):
             references[number, group["world_size"], group["reference_checksum"]] += 1
     # A process may belong to one of several groups of a kind: the replicas of its shard.
     if any(ranks % size for (_, size, _), ranks in references.items()):
         return "the ranks hold different references"
+    if own.losses == gloo.losses:
+        return "the losses are gloo's: nothing was compressed"
     return ""
 
 
@@ -159,7 +170,7 @@ def why_not(row: Row, mode: str, own: Run, gloo: Run) -> str:
         if any(group["exchanges"] + group["reductions"] for group in groups):
             return "something was compressed"
         return _why_not_exact(own, gloo)
-    return _why_not_compressed(own, mode)
+    return _why_not_compressed(own, gloo, mode)
 
 
 def _reason(text: str) -> str:

@@ -64,6 +64,14 @@ ROWS = (
     Row("HF Trainer", "hf_trainer.py", needs="transformers"),
     Row("FSDP1", "fsdp1.py", compressed=False, says="hybrid sharding (HSDP)"),
     Row(
+        "FSDP1, not sharded",
+        "fsdp1.py",
+        compressed=False,
+        arguments=("--strategy=NO_SHARD",),
+        says="2 replicas that are not sharded",
+        gradients=True,
+    ),
+    Row(
         "FSDP2, torchtitan-like",
         "fsdp2.py",
         compressed=False,

@@ -1,7 +1,7 @@
 """Sharded modules: they stay exact, and a line in the log says why and what would help.
 
 FSDP gathers the weights at each forward, as many bytes as the gradients have: nothing is gained by
-compressing the latter. The exception are the replicas of hybrid sharding in the gradient modes.
+compressing the latter. The exception are replicas (NO_SHARD, hybrid sharding) in modes ef and demo.
 Both kinds of FSDP are noted at the root module's first forward, when it is known which module is
 the root.
 """
@@ -14,25 +14,34 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 
 from torch_distro._attachment import add_record
 from torch_distro._groups import backends_of
 
 
-def _note(module: nn.Module, shard: dist.ProcessGroup, replicate: dist.ProcessGroup | None) -> None:
+def _note(
+    module: nn.Module, shard: dist.ProcessGroup | None, replicate: dist.ProcessGroup | None
+) -> None:
+    """A root module whose parameters lie over `shard`, in replicas over `replicate`."""
     replicas = backends_of(replicate) if replicate is not None else []
-    backends = replicas or backends_of(shard)
+    backends = replicas or (backends_of(shard) if shard is not None else [])
     if not backends:
         return
     group = backends[0].group
     name = type(module).__name__.removeprefix("FSDP")
     if replicas and group.exchanges_gradients:
-        reason = f"hybrid sharding: the gradients of {group.world_size} replicas are compressed"
+        reason = f"FSDP: the gradients of {group.world_size} replicas are compressed"
         add_record(group, name, group.mode, reason)
         group.log("info", f"module {name}: {group.mode} mode ({reason})")
         return
     if group.mode == "dense":
         reason = "DISTRO_MODE=dense"
+    elif shard is None:
+        reason = (
+            f"FSDP of {group.world_size} replicas that are not sharded: compression of weights "
+            "needs DistributedDataParallel"
+        )
     elif replicate is not None:
         reason = (
             f"hybrid sharding, over {shard.size()} ranks in {replicate.size()} replicas: "
@@ -57,7 +66,10 @@ def _wrap_forward(original: Callable[..., Any]) -> Callable[..., Any]:
         first = self._is_root is None
         result = original(self, *args, **kwargs)
         if first and self._is_root:
-            _note(self.module, self.process_group, getattr(self, "_inter_node_pg", None))
+            if self.sharding_strategy == ShardingStrategy.NO_SHARD:
+                _note(self.module, None, self.process_group)
+            else:
+                _note(self.module, self.process_group, getattr(self, "_inter_node_pg", None))
         return result
 
     return forward
@@ -94,8 +106,6 @@ def _mesh_of(root: Any) -> Any:  # noqa: ANN401 - private types of FSDP2
 @functools.cache
 def install() -> None:
     """Wrap what must be wrapped, once a process. What this torch lacks is left alone."""
-    from torch.distributed.fsdp import FullyShardedDataParallel
-
     forward = FullyShardedDataParallel.forward
     FullyShardedDataParallel.forward = _wrap_forward(forward)  # type: ignore[method-assign]
     try:
