@@ -260,6 +260,13 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
            }),
            py::arg("group"), py::arg("inner"), py::arg("ordered"), py::arg("options"))
       .def_property_readonly("group", &ProcessGroupDistro::group)
+      .def(
+          "hand_replicas_to",
+          [](ProcessGroupDistro& backend, std::shared_ptr<ModuleSynchroniser> synchroniser) {
+            backend.hand_replicas_to(std::move(synchroniser));
+          },
+          py::arg("synchroniser").none(true),
+          "Until the next call, all-reduces are the gradients of a sharded module's replicas.")
       // split_group() of older torches copies the parent's options, which there only some backends
       // show.
       .def_property_readonly(

@@ -290,6 +290,16 @@ c10::intrusive_ptr<c10::ivalue::Future> ModuleSynchroniser::on_bucket(c10d::Grad
   return future;
 }
 
+bool ModuleSynchroniser::take(at::Tensor& gradient, const c10d::ReduceOp& op) {
+  if (exact_) {
+    return false;
+  }
+  as_if_reduced(gradient, op, group_->world_size());
+  group_->counters().reductions.fetch_add(1, std::memory_order_relaxed);
+  backward_done_ = true;
+  return true;
+}
+
 exchange::ModuleState ModuleSynchroniser::state() {
   exchange::ModuleState state;
   with_views([&](exchange::WeightsExchange::Views views) { state = exchange_.state(views); },

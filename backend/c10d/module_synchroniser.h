@@ -17,11 +17,12 @@ namespace distro::c10d_backend {
 
 /// `weights` mode of one wrapped module: between its hooks (a comm hook on DDP's reducer, a
 /// forward-pre hook on the wrapper) and the exchange. Lives as long as the wrapper; holds the
-/// parameters, not the wrapper.
+/// parameters, not the wrapper. Of hybrid sharding the parameters are this rank's shards, the group
+/// is that of their replicas, and take() stands in for the comm hook.
 ///
 /// Everything runs on the thread that trains the module; the counters of backwards are atomic
 /// because autograd may run the reducer's hook on a thread of its own.
-class ModuleSynchroniser {
+class ModuleSynchroniser : public ReplicaGradients {
  public:
   /// `parameters`: the trainable ones, each once, in the same order on all ranks; floating point,
   /// all on one device, which may be another on other ranks. None where the module is to stay
@@ -68,6 +69,9 @@ class ModuleSynchroniser {
 
   /// The reducer's hook, for each gradient bucket.
   c10::intrusive_ptr<c10::ivalue::Future> on_bucket(c10d::GradBucket& bucket);
+
+  /// A gradient of the shards, which FSDP is about to reduce over the replicas.
+  bool take(at::Tensor& gradient, const c10d::ReduceOp& op) override;
 
   [[nodiscard]] bool exact() const noexcept { return exact_; }
   [[nodiscard]] std::uint64_t exchanges() const { return exchange_.exchanges(); }

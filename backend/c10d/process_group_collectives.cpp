@@ -84,6 +84,14 @@ c10::intrusive_ptr<Work> ProcessGroupDistro::allreduce(Tensors& tensors,
                       return gradients_->allreduce(tensors, options, ticket);
                     });
   }
+  const auto of_replicas = replicas();
+  if (of_replicas && tensors.size() == 1 && of_replicas->take(tensors[0], options.reduceOp)) {
+    return recorded(OpType::ALLREDUCE, "distro:all_reduce", tensors, tensors,
+                    [&](const Operations::Ticket& ticket) {
+                      operations_->finish(ticket);
+                      return done(getRank(), OpType::ALLREDUCE, "distro:all_reduce", tensors);
+                    });
+  }
   const Reduction reduction(options.reduceOp, getSize());
   Tensors reduced = reduction.prepare(tensors);
   return exact(

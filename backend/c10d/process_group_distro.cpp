@@ -137,6 +137,16 @@ void ProcessGroupDistro::setGroupUid(const std::string& uid) {
   options_->group_name = uid;
 }
 
+void ProcessGroupDistro::hand_replicas_to(std::shared_ptr<ReplicaGradients> replicas) {
+  const std::lock_guard lock(replicas_mutex_);
+  replicas_ = std::move(replicas);
+}
+
+std::shared_ptr<ReplicaGradients> ProcessGroupDistro::replicas() {
+  const std::lock_guard lock(replicas_mutex_);
+  return replicas_;
+}
+
 void ProcessGroupDistro::setTimeout(std::chrono::milliseconds timeout) {
   group_->set_timeout(timeout);
   inner_->setTimeout(timeout);

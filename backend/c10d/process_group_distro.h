@@ -14,6 +14,7 @@
 #include "backend/c10d/gradient_reductions.h"
 #include "backend/c10d/inner_backend.h"
 #include "backend/c10d/operations.h"
+#include "backend/c10d/replicas.h"
 #include "backend/c10d/torch_version.h"
 #include "backend/exchange/group.h"
 
@@ -60,6 +61,10 @@ class ProcessGroupDistro : public c10d::Backend {
   [[nodiscard]] const std::shared_ptr<GradientReductions>& gradients() const noexcept {
     return gradients_;
   }
+
+  /// Until the next call, all-reduces of this group are the gradients of `replicas` (null:
+  /// nobody's, they are exact). FSDP's reductions are bracketed by it: nothing else reduces there.
+  void hand_replicas_to(std::shared_ptr<ReplicaGradients> replicas);
 
   const std::string getBackendName() const override { return "distro"; }
   c10::intrusive_ptr<c10d::Backend::Options> getBackendOptions() override { return options_; }
@@ -170,6 +175,7 @@ class ProcessGroupDistro : public c10d::Backend {
       c10d::OpType operation, const char* title, const std::vector<at::Tensor>& inputs,
       const std::vector<at::Tensor>& outputs,
       const std::function<c10::intrusive_ptr<c10d::Work>(const Operations::Ticket&)>& start);
+  [[nodiscard]] std::shared_ptr<ReplicaGradients> replicas();
   void observe_failures();
 
   const std::shared_ptr<exchange::Group> group_;
@@ -178,7 +184,9 @@ class ProcessGroupDistro : public c10d::Backend {
   const MakeChild make_child_;
   const std::shared_ptr<Operations> operations_;
   const std::shared_ptr<GradientReductions> gradients_;
-  std::once_flag described_;  // the inner backend got this group's description
+  std::mutex replicas_mutex_;
+  std::shared_ptr<ReplicaGradients> replicas_;  // guarded by replicas_mutex_
+  std::once_flag described_;                    // the inner backend got this group's description
 
   std::mutex split_mutex_;
   std::string last_split_name_;                        // guarded by split_mutex_

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -39,16 +39,26 @@ def attach(module: DistributedDataParallel, copied: bool = False) -> None:
     if not backends_of(module.process_group):
         return
     attachment = Attachment(module, copied)
+    own(module, attachment, [parameter for _, parameter in trainable(module)], copied)
+    if _before_forward not in module._forward_pre_hooks.values():
+        module.register_forward_pre_hook(_before_forward, prepend=True)
+
+
+def own(
+    module: nn.Module,
+    attachment: Attachment,
+    parameters: Iterable[torch.Tensor],
+    copied: bool = False,
+) -> None:
+    """Find the attachment by its module, and by what its optimizers step."""
     _attachments[module] = attachment
     _seen_optimizers.clear()  # one of them may be this module's
     owner = weakref.ref(attachment)
-    keys = [id(parameter) for _, parameter in trainable(module)]
+    keys = [id(parameter) for parameter in parameters]
     for key in keys:
         if not copied or key not in _owners:  # a shallow copy shares its parameters
             _owners[key] = owner
     weakref.finalize(attachment, _forget, keys, owner)
-    if _before_forward not in module._forward_pre_hooks.values():
-        module.register_forward_pre_hook(_before_forward, prepend=True)
 
 
 def _forget(keys: list[int], owner: weakref.ReferenceType[Attachment]) -> None:

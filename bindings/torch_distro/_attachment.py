@@ -31,11 +31,18 @@ class Attachment:
     """
 
     def __init__(self, module: DistributedDataParallel, copied: bool) -> None:
-        self.process_group = module.process_group
-        self._backend = backends_of(self.process_group)[0]
+        count = sum(parameter.numel() for _, parameter in trainable(module))
+        self._begin(module.process_group, type(module.module).__name__)
+        self._decide(_why_exact(module, self.group), f"DDP, {count} trainable parameters")
+        if not copied:
+            self.take_number(module)
+
+    def _begin(self, process_group: Any, name: str) -> None:  # noqa: ANN401
+        self.process_group = process_group
+        self._backend = backends_of(process_group)[0]
         self.group = self._backend.group
         # What stats() shows; outlives the module.
-        self.record: dict[str, Any] = {"name": type(module.module).__name__, "exchanges": 0}
+        self.record: dict[str, Any] = {"name": name, "exchanges": 0}
         self.synchroniser: Any = None  # weights mode
         self.gradients: Any = None  # modes ef and demo
         self.names: list[str] = []
@@ -43,15 +50,14 @@ class Attachment:
         self._hooked = False
         self._settled = False  # exact, and all ranks know
         self._normalises: list[bool] = []  # of the optimizers seen before there was a synchroniser
-        if reason := _why_exact(module, self.group):
-            self._go_exact(reason)
-        else:
-            mode = self.group.mode if self.group.exchanges_gradients else "weights"
-            count = sum(parameter.numel() for _, parameter in trainable(module))
-            self._note(mode, f"DDP, {count} trainable parameters")
-            self.group.log("info", f"module {self.name}: {mode} mode ({self.record['reason']})")
-        if not copied:
-            self.take_number(module)
+
+    def _decide(self, why_exact: str, description: str) -> None:
+        if why_exact:
+            self._go_exact(why_exact)
+            return
+        mode = self.group.mode if self.group.exchanges_gradients else "weights"
+        self._note(mode, description)
+        self.group.log("info", f"module {self.name}: {mode} mode ({description})")
 
     @property
     def name(self) -> str:
@@ -73,7 +79,15 @@ class Attachment:
         self.gradients = None
         self._backend.stop_recognising(f"module {self.name}: {reason}")
 
-    def take_number(self, module: DistributedDataParallel) -> None:
+    def _parameters(self, module: Any) -> list[tuple[str, torch.Tensor]]:  # noqa: ANN401
+        """What is exchanged, by name."""
+        return list(trainable(module))
+
+    def _frozen(self, module: Any) -> list[tuple[str, torch.Tensor]]:  # noqa: ANN401
+        """What would be, were it trained."""
+        return list(_frozen(module))
+
+    def take_number(self, module: Any) -> None:  # noqa: ANN401 - the wrapper, of whatever kind
         """Become one of the group's modules; the order is the same on all ranks. Idempotent."""
         if self.synchroniser is not None or self.gradients is not None:
             return
@@ -83,7 +97,7 @@ class Attachment:
         if self._settled:
             return
         exact = self.record["mode"] == "exact"
-        named = [] if exact else trainable(module)
+        named = [] if exact else self._parameters(module)
         self.names = [name for name, _ in named]
         self.shapes = [parameter.shape for _, parameter in named]
         parameters = [parameter for _, parameter in named]
@@ -97,7 +111,7 @@ class Attachment:
         if exact:
             self.synchroniser.stay_exact(self.record["reason"])
             return
-        frozen = _frozen(module)
+        frozen = self._frozen(module)
         self.synchroniser.watch_frozen([p for _, p in frozen], [name for name, _ in frozen])
         for normalises in self._normalises:
             self.synchroniser.set_optimizer(normalises)

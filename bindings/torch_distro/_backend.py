@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from torch_distro import _barrier, _default
 from torch_distro._extension import AdapterError, adapter_name, extension
+from torch_distro._groups import backends_of
 from torch_distro._options import Options
 
 NAME = "distro"
@@ -40,7 +41,7 @@ def create(group: Any, pg_options: object = None) -> Any:  # noqa: ANN401 - torc
 
     Args:
         group: torch's DistributedBackendOptions: store, group_rank, group_size, timeout.
-        pg_options: an :class:`Options`, or nothing.
+        pg_options: an :class:`Options`, or nothing: those of the default group, if there is one.
 
     Raises:
         AdapterError: the package was not built for this torch.
@@ -59,10 +60,17 @@ def create(group: Any, pg_options: object = None) -> Any:  # noqa: ANN401 - torc
         )
     options = core.BackendOptions(
         group.timeout,
-        pg_options.overrides() if pg_options else {},
+        pg_options.overrides() if pg_options else _default_overrides(),
         group.global_ranks_in_group,
     )
     return make(group.store, group.group_rank, group.group_size, options)
+
+
+def _default_overrides() -> dict[str, str]:
+    """Of the default group: scripts give options once, and meshes make groups without any."""
+    world = dist.group.WORLD
+    backends = backends_of(world) if world is not None else []
+    return dict(backends[0].options.overrides) if backends else {}
 
 
 def make(store: dist.Store, rank: int, size: int, options: Any) -> Any:  # noqa: ANN401 - the extension's

@@ -1,35 +1,53 @@
-"""Sharded modules: they stay exact, and a line in the log says why and what would help.
+"""Sharded modules: what of them is compressed, and a line in the log that says why not.
 
 FSDP gathers the weights at each forward, as many bytes as the gradients have: nothing is gained by
-compressing the latter. The exception are replicas (NO_SHARD, hybrid sharding) in modes ef and demo.
-Both kinds of FSDP are noted at the root module's first forward, when it is known which module is
-the root.
+compressing the latter. Between replicas of shards (hybrid sharding) much is: there the shards are
+exchanged in weights mode (`_replicas.py`), and gradients are compressed in modes ef and demo. Both
+kinds of FSDP are met at the root module's first forward, when it is known which module is the root.
 """
 
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
+from torch.distributed.fsdp import _runtime_utils as fsdp1
+from torch.distributed.fsdp._traversal_utils import _get_fsdp_states
 
 from torch_distro._attachment import add_record
 from torch_distro._groups import backends_of
+from torch_distro._replicas import Replicas, reducing_of
+
+_HYBRID = (ShardingStrategy.HYBRID_SHARD, ShardingStrategy._HYBRID_SHARD_ZERO2)
+
+# By root: FSDP1's wrapper, FSDP2's state.
+_roots: weakref.WeakKeyDictionary[Any, Replicas] = weakref.WeakKeyDictionary()
+
+
+def _exchanges_weights(replicate: dist.ProcessGroup) -> bool:
+    backends = backends_of(replicate)
+    if not backends:
+        return False
+    group = backends[0].group
+    return group.mode != "dense" and not group.exchanges_gradients and group.world_size > 1
 
 
 def _note(
     module: nn.Module, shard: dist.ProcessGroup | None, replicate: dist.ProcessGroup | None
 ) -> None:
-    """A root module whose parameters lie over `shard`, in replicas over `replicate`."""
+    """A root module whose parameters lie over `shard`, in replicas over `replicate`, is exact."""
     replicas = backends_of(replicate) if replicate is not None else []
     backends = replicas or (backends_of(shard) if shard is not None else [])
     if not backends:
         return
     group = backends[0].group
-    name = type(module).__name__.removeprefix("FSDP")
+    name = _name_of(module)
     if replicas and group.exchanges_gradients:
         reason = f"FSDP: the gradients of {group.world_size} replicas are compressed"
         add_record(group, name, group.mode, reason)
@@ -43,19 +61,89 @@ def _note(
             "needs DistributedDataParallel"
         )
     elif replicate is not None:
-        reason = (
-            f"hybrid sharding, over {shard.size()} ranks in {replicate.size()} replicas: "
-            "compression between replicas is not available yet"
-        )
+        reason = f"hybrid sharding over {shard.size()} ranks, of one replica"
     else:
         reason = (
             f"sharded over {shard.size()} ranks: gathering the weights moves as much as the "
             "gradients would. Compression needs replicas: hybrid sharding (HSDP) by a mesh of two "
-            "dimensions, or by DISTRO_SITE, once they are available"
+            "dimensions, or by DISTRO_SITE, once that is available"
         )
     add_record(group, name, "exact", reason)
     level = "info" if group.mode == "dense" else "warning"
     group.log(level, f"module {name}: exact, nothing is compressed ({reason})")
+
+
+def _name_of(module: nn.Module) -> str:
+    return type(module).__name__.removeprefix("FSDP")
+
+
+def _fsdp1_replicas(root: Any) -> Replicas | None:  # noqa: ANN401 - FSDP1's wrapper
+    """The attachment of a root module; None where it stays as FSDP has it."""
+    states: list[Any] = [state for state in _get_fsdp_states(root) if state._handle is not None]
+    groups = {getattr(state, "_inter_node_pg", None) for state in states}
+    hybrid = {state.sharding_strategy in _HYBRID for state in states}
+    if hybrid != {True} or len(groups) != 1:
+        return None
+    group = groups.pop()
+    if group is None or not _exchanges_weights(group):
+        return None
+    handles = [state._handle for state in states]
+    shards = [
+        (f"{number}:{handle.flat_param._fqns[0]}...", handle.flat_param._local_shard)
+        for number, handle in enumerate(handles)
+        if handle.flat_param.requires_grad
+    ]
+    offloaded = any(handle._offload_params for handle in handles)
+    known = weakref.ref(root)
+
+    def reshard() -> None:
+        module = known()
+        for state in _get_fsdp_states(module) if module is not None else []:
+            handle = state._handle
+            # Gathered by a forward without a backward, and kept: it would be used again.
+            if handle is not None and not handle.needs_unshard():
+                fsdp1._reshard(state, handle, True)
+
+    why_exact = "FSDP's CPU offload" if offloaded else ""
+    return Replicas(root, _name_of(root.module), group, shards, handles, reshard, why_exact)
+
+
+def _fsdp2_groups(root: Any) -> list[Any]:  # noqa: ANN401 - private types of FSDP2
+    """The groups of parameters of a root's state and of those below it."""
+    found = []
+    for state in root._state_ctx.all_states:
+        # One group of parameters a state up to 2.12, several in later torch.
+        groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
+        found += [group for group in groups if group is not None]
+    return found
+
+
+def _fsdp2_replicas(root: Any) -> Replicas | None:  # noqa: ANN401
+    groups = _fsdp2_groups(root)
+    replicate = {getattr(group.mesh_info, "replicate_process_group", None) for group in groups}
+    sharded = {getattr(group.mesh_info, "shard_process_group", None) for group in groups}
+    if len(replicate) != 1 or None in sharded:
+        return None
+    replicas = replicate.pop()
+    if replicas is None or not _exchanges_weights(replicas):
+        return None
+    shards = [
+        (parameter._param_fqn or str(number), parameter.sharded_param._local_tensor)
+        for group in groups
+        for number, parameter in enumerate(group.fsdp_params)
+        if parameter.sharded_param.requires_grad
+    ]
+    hooked = any(group._all_reduce_hook is not None for group in groups)
+    known = weakref.ref(root)
+
+    def reshard() -> None:
+        state = known()
+        for group in _fsdp2_groups(state) if state is not None else []:
+            group._to_sharded()
+
+    why_exact = "the script has an all-reduce hook of its own" if hooked else ""
+    module = root._modules[0]
+    return Replicas(module, _name_of(module), replicas, shards, groups, reshard, why_exact)
 
 
 def _wrap_forward(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -64,43 +152,77 @@ def _wrap_forward(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the module's own
         first = self._is_root is None
-        result = original(self, *args, **kwargs)
-        if first and self._is_root:
-            if self.sharding_strategy == ShardingStrategy.NO_SHARD:
-                _note(self.module, None, self.process_group)
-            else:
-                _note(self.module, self.process_group, getattr(self, "_inter_node_pg", None))
-        return result
+        if first:
+            fsdp1._lazy_init(self, self)
+        if self._is_root:
+            if first:
+                replicas = _fsdp1_replicas(self)
+                if replicas is not None:
+                    _roots[self] = replicas
+                elif self.sharding_strategy == ShardingStrategy.NO_SHARD:
+                    _note(self.module, None, self.process_group)
+                else:
+                    _note(self.module, self.process_group, getattr(self, "_inter_node_pg", None))
+            replicas = _roots.get(self)
+            if replicas is not None and torch.is_grad_enabled() and self._sync_gradients:
+                replicas.exchange()
+        return original(self, *args, **kwargs)
 
     return forward
 
 
-def _wrap_lazy_init(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Of FSDP2's state, called at each forward of a root and idle after the first."""
+def _wrap_reduce_grad(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def reduce_grad(state: Any, handle: Any) -> Any:  # noqa: ANN401
+        with reducing_of(handle):
+            return original(state, handle)
+
+    return reduce_grad
+
+
+def _wrap_root_pre_forward(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Of FSDP2's state, called at each forward; inside the root's own it does nothing."""
 
     @functools.wraps(original)
-    def lazy_init(self: Any) -> None:  # noqa: ANN401
+    def root_pre_forward(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         first = self._is_root is None
-        original(self)
-        if first and self._is_root:
-            mesh = _mesh_of(self)
-            shard = getattr(mesh, "shard_process_group", None)
-            if shard is not None:
-                replicate = getattr(mesh, "replicate_process_group", None)
-                _note(self._modules[0], shard, replicate)
+        self._lazy_init()
+        if self._is_root and self._state_ctx.iter_forward_root is None:
+            if first:
+                _meet(self)
+            replicas = _roots.get(self)
+            if replicas is not None and torch.is_grad_enabled() and _synchronises(self):
+                replicas.exchange()
+        return original(self, *args, **kwargs)
 
-    return lazy_init
+    return root_pre_forward
 
 
-def _mesh_of(root: Any) -> Any:  # noqa: ANN401 - private types of FSDP2
-    """How the first sharded parameters of a root are laid out over the ranks."""
-    for state in root._state_ctx.all_states:
-        # One group of parameters a state up to 2.12, several in later torch.
-        groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
-        for parameters in groups:
-            if parameters is not None:
-                return parameters.mesh_info
-    return None
+def _meet(root: Any) -> None:  # noqa: ANN401
+    replicas = _fsdp2_replicas(root)
+    if replicas is not None:
+        _roots[root] = replicas
+        return
+    for group in _fsdp2_groups(root):
+        shard = getattr(group.mesh_info, "shard_process_group", None)
+        if shard is not None:
+            replicate = getattr(group.mesh_info, "replicate_process_group", None)
+            _note(root._modules[0], shard, replicate)
+            return
+
+
+def _synchronises(root: Any) -> bool:  # noqa: ANN401
+    """Not between set_requires_gradient_sync(False) and (True)."""
+    return all(group.reduce_grads and group.all_reduce_grads for group in _fsdp2_groups(root))
+
+
+def _wrap_post_backward(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def post_backward(self: Any, *args: Any) -> Any:  # noqa: ANN401
+        with reducing_of(self):
+            return original(self, *args)
+
+    return post_backward
 
 
 @functools.cache
@@ -108,10 +230,13 @@ def install() -> None:
     """Wrap what must be wrapped, once a process. What this torch lacks is left alone."""
     forward = FullyShardedDataParallel.forward
     FullyShardedDataParallel.forward = _wrap_forward(forward)  # type: ignore[method-assign]
+    fsdp1._reduce_grad = _wrap_reduce_grad(fsdp1._reduce_grad)  # type: ignore[assignment]
     try:
+        from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
         from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState
 
-        original = FSDPState._lazy_init
+        pre_forward, post_backward = FSDPState._root_pre_forward, FSDPParamGroup.post_backward
     except (ImportError, AttributeError):
         return  # private: modules stay exact all the same, without the line that says so
-    FSDPState._lazy_init = _wrap_lazy_init(original)  # type: ignore[method-assign]
+    FSDPState._root_pre_forward = _wrap_root_pre_forward(pre_forward)  # type: ignore[method-assign]
+    FSDPParamGroup.post_backward = _wrap_post_backward(post_backward)  # type: ignore[method-assign]

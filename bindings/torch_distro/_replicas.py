@@ -1,0 +1,114 @@
+"""Weights mode between the replicas of a sharded module: hybrid sharding (HSDP) of FSDP1 and FSDP2.
+
+The ranks that hold the same shard are a group. FSDP all-reduces the shard's gradient over it inside
+backward, which is handed back untouched (`hand_replicas_to`), and the shards are exchanged at the
+root module's training forward, before FSDP gathers them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from torch_distro._attach import own
+from torch_distro._attachment import _FLOATS, Attachment
+
+# Where FSDP reduces: FSDP1's handles and FSDP2's groups of parameters.
+_reducers: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+class Replicas(Attachment):
+    """What ties the shards of one root module to the exchange.
+
+    Args:
+        module: the root, whose class names it in ``stats()``.
+        name: of the module.
+        group: the ranks that hold the same shards.
+        shards: the trainable shards of this rank, by name; their memory stays where it is.
+        reducers: what FSDP reduces their gradients by.
+        reshard: lets go of weights that were gathered from the shards.
+        why_exact: they cannot be exchanged; empty if they can.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        name: str,
+        group: dist.ProcessGroup,
+        shards: list[tuple[str, torch.Tensor]],
+        reducers: list[Any],
+        reshard: Callable[[], None],
+        why_exact: str,
+    ) -> None:
+        self._shards = [(name, shard) for name, shard in shards if shard.numel() > 0]
+        self._reshard = reshard
+        self._begin(group, name)
+        count = sum(shard.numel() for _, shard in self._shards)
+        description = (
+            f"hybrid sharding, {count} trainable parameters in this rank's shard, "
+            f"{self.group.world_size} replicas"
+        )
+        self._decide(why_exact or _why_not(self._shards), description)
+        self.take_number(None)
+        self._hooked = True
+        own(module, self, module.parameters())
+        for reducer in reducers:
+            _reducers[reducer] = self
+
+    def _parameters(self, module: Any) -> list[tuple[str, torch.Tensor]]:  # noqa: ANN401
+        return self._shards
+
+    def _frozen(self, module: Any) -> list[tuple[str, torch.Tensor]]:  # noqa: ANN401
+        return []
+
+    def exchange(self) -> None:
+        """The sync point. Collective over the replicas."""
+        if self._settled:
+            return
+        self._reshard()
+        self.synchroniser.before_forward()
+        self._settled = self.synchroniser.exact
+        self.record["exchanges"] = self.synchroniser.exchanges
+
+    def average(self) -> bool:
+        if not self.exchanged:
+            return False
+        self._reshard()
+        return super().average()
+
+    @contextlib.contextmanager
+    def reducing(self) -> Iterator[None]:
+        """All-reduces over the replicas are this module's gradients."""
+        self._backend.hand_replicas_to(self.synchroniser)
+        try:
+            yield
+        finally:
+            self._backend.hand_replicas_to(None)
+
+
+def _why_not(shards: list[tuple[str, torch.Tensor]]) -> str:
+    for name, shard in shards:
+        if shard.device.type not in ("cpu", "cuda"):
+            return f"the shard of {name} is on {shard.device}: neither the CPU nor CUDA"
+        if shard.device != shards[0][1].device:
+            return f"{shards[0][0]} is on {shards[0][1].device} and {name} on {shard.device}"
+        if shard.dtype not in _FLOATS or not shard.is_contiguous():
+            return f"the shard of {name} is {shard.dtype}, {shard.layout}"
+    return ""
+
+
+@contextlib.contextmanager
+def reducing_of(reducer: Any) -> Iterator[None]:  # noqa: ANN401 - types of FSDP
+    """Around FSDP's reduction of what `reducer` holds."""
+    replicas = _reducers.get(reducer)
+    if replicas is None or replicas.synchroniser is None:
+        yield
+        return
+    with replicas.reducing():
+        yield
