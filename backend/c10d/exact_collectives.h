@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "backend/c10d/inner_backend.h"
+#include "backend/c10d/operations.h"
 #include "backend/exchange/exact.h"
 #include "backend/exchange/group.h"
 
@@ -27,5 +28,11 @@ class InnerCollectives : public exchange::ExactCollectives {
   const std::shared_ptr<exchange::Group> group_;
   const at::Device device_;
 };
+
+/// The exact mean of a bucket that DDP's reducer gave its hook, in place: with a hook DDP does not
+/// divide. On autograd's thread; throws c10::DistBackendError.
+[[nodiscard]] c10::intrusive_ptr<c10d::Work> exact_mean_of_bucket(
+    const at::Tensor& buffer, const std::shared_ptr<exchange::Group>& group,
+    const InnerBackend& inner, const std::shared_ptr<Operations>& operations);
 
 }  // namespace distro::c10d_backend

@@ -71,7 +71,7 @@ c10::intrusive_ptr<c10d::Work> GradientReductions::allreduce(const std::vector<a
   exchange::Reduction reduction;
   reduction.what = "all-reduce " + text_of(options.reduceOp);
   reduction.tensors = {flat_spec(tensor)};
-  reduction.input = reduction.output = {view_of(tensor)};
+  reduction.input = reduction.output = {view_of(memory_of(tensor))};
   reduction.weight = weight_of(options.reduceOp, group_->world_size());
   recognise(reduction, 1, static_cast<std::size_t>(tensor.numel()));
   auto work = c10::make_intrusive<ReductionWork>(group_->rank(), c10d::OpType::ALLREDUCE,
@@ -125,7 +125,7 @@ c10::intrusive_ptr<c10d::Work> GradientReductions::reduce_scatter(
   auto work = c10::make_intrusive<ReductionWork>(
       group_->rank(), c10d::OpType::_REDUCE_SCATTER_BASE, "distro:_reduce_scatter_base",
       std::vector<at::Tensor>{output}, operations_, ticket);
-  reduction.run_exact = [this, work, input, output, options] {
+  reduction.run_exact = [this, work, input, output, options, group = group_.get()] {
     count_exact(input);
     const Reduction exact(options.reduceOp, group_->world_size());
     auto inner_options = options;
@@ -133,7 +133,12 @@ c10::intrusive_ptr<c10d::Work> GradientReductions::reduce_scatter(
     auto prepared = exact.prepare({input});
     auto reduced = exact.receive({output});
     // Gloo's has no future, so that the engine waits.
-    ordered_->_reduce_scatter_base(reduced[0], prepared[0], inner_options)->wait();
+    const auto inner = ordered_->_reduce_scatter_base(reduced[0], prepared[0], inner_options);
+    try {
+      inner->wait();
+    } catch (const std::exception&) {  // whoever is to blame, it is not this rank's own error
+      return work->complete(translated(*group, work->name(), std::current_exception()));
+    }
     if (const auto conclude = exact.conclude(reduced, {output})) {
       conclude();
     }
@@ -151,7 +156,7 @@ c10::intrusive_ptr<c10d::Work> GradientReductions::mean(const at::Tensor& buffer
   reduction.what = "mean of a gradient bucket";
   reduction.tensors = std::move(tensors);
   for (const auto& gradient : gradients) {
-    reduction.input.push_back(view_of(gradient));
+    reduction.input.push_back(view_of(memory_of(gradient)));
   }
   reduction.output = reduction.input;
   reduction.weight = 1.0F / static_cast<float>(group_->world_size());

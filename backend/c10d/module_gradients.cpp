@@ -2,7 +2,7 @@
 
 #include <utility>
 
-#include "backend/c10d/errors.h"
+#include "backend/c10d/exact_collectives.h"
 #include "backend/c10d/gradient_reductions.h"
 #include "backend/c10d/tensors.h"
 
@@ -31,6 +31,7 @@ ModuleGradients::ModuleGradients(const c10::intrusive_ptr<ProcessGroupDistro>& b
                                  const std::vector<std::string>& names)
     : reductions_(backend->gradients()),
       inner_(backend->inner()),
+      operations_(backend->operations()),
       parameters_(std::move(parameters)) {
   TORCH_CHECK_VALUE(reductions_, "this process group reduces no gradients by itself (mode ",
                     exchange::name_of(backend->group()->options().mode), ")");
@@ -48,18 +49,7 @@ void ModuleGradients::attach(const std::shared_ptr<ModuleGradients>& module,
 }
 
 c10::intrusive_ptr<c10::ivalue::Future> ModuleGradients::exact_mean(at::Tensor& buffer) {
-  auto& group = *reductions_->group();
-  // With a hook DDP does not divide.
-  buffer.div_(group.world_size());
-  std::vector<at::Tensor> tensors = {buffer};
-  c10::intrusive_ptr<c10::ivalue::Future> future;
-  translate(group, "the all-reduce of a gradient bucket",
-            [&] { future = inner_->allreduce(tensors)->getFuture(); });
-  group.counters().exact.fetch_add(1, std::memory_order_relaxed);
-  if (buffer.layout() == at::kStrided) {
-    group.counters().exact_bytes.fetch_add(buffer.nbytes(), std::memory_order_relaxed);
-  }
-  return future;
+  return exact_mean_of_bucket(buffer, reductions_->group(), inner_, operations_)->getFuture();
 }
 
 c10::intrusive_ptr<c10::ivalue::Future> ModuleGradients::on_bucket(c10d::GradBucket& bucket) {

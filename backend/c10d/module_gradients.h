@@ -52,6 +52,7 @@ class ModuleGradients {
 
   const std::shared_ptr<GradientReductions> reductions_;
   const InnerBackend inner_;
+  const std::shared_ptr<Operations> operations_;
   const std::vector<at::Tensor> parameters_;
   std::unordered_map<const void*, std::string> names_;  // by parameter
   std::mutex mutex_;

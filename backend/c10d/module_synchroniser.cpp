@@ -143,8 +143,8 @@ void ModuleSynchroniser::before_forward() {
     if (!exchange_.begun()) {
       with_views([&](exchange::WeightsExchange::Views views) { exchange_.begin(views, exact); });
     }
+    heed_edit();
     if (backward_done_) {
-      heed_edit();
       heed_training();
       RECORD_FUNCTION("distro:exchange",
                       std::vector<c10::IValue>(parameters_.begin(), parameters_.end()));
@@ -263,21 +263,7 @@ void ModuleSynchroniser::average() {
 c10::intrusive_ptr<c10::ivalue::Future> ModuleSynchroniser::on_bucket(c10d::GradBucket& bucket) {
   at::Tensor& buffer = bucket.getBufferRef();
   if (exact_) {
-    // With a hook DDP does not divide.
-    {
-      const PlainArithmetic plain;
-      buffer.div_(group_->world_size());
-    }
-    std::vector<at::Tensor> tensors = {buffer};
-    group_->counters().exact.fetch_add(1, std::memory_order_relaxed);
-    group_->counters().exact_bytes.fetch_add(buffer.nbytes(), std::memory_order_relaxed);
-    const auto ticket = operations_->begin("all_reduce", /*point_to_point=*/false, buffer.nbytes());
-    return c10::make_intrusive<ExactWork>(
-               ExactWork::Call{c10d::OpType::ALLREDUCE, "distro:all_reduce", tensors, tensors,
-                               ticket},
-               group_, operations_, [&] { return inner_->allreduce(tensors); },
-               std::function<void()>{})
-        ->getFuture();
+    return exact_mean_of_bucket(buffer, group_, inner_, operations_)->getFuture();
   }
   group_->counters().reductions.fetch_add(1, std::memory_order_relaxed);
   if (bucket.isLast()) {

@@ -35,6 +35,11 @@ std::optional<kernels::DType> codec_type(at::ScalarType type) {
   }
 }
 
+at::Tensor memory_of(const at::Tensor& tensor) {
+  TORCH_CHECK_TYPE(tensor.is_non_overlapping_and_dense(), "expected a dense tensor");
+  return tensor.detach().as_strided({tensor.numel()}, {1});
+}
+
 plugins::TensorView view_of(const at::Tensor& tensor) {
   const auto type = codec_type(tensor.scalar_type());
   TORCH_CHECK_TYPE(type && tensor.is_contiguous(), "expected a contiguous floating-point tensor");

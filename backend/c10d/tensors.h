@@ -29,6 +29,9 @@ class PlainArithmetic {
 [[nodiscard]] at::ScalarType scalar_type(kernels::DType dtype);
 [[nodiscard]] std::optional<kernels::DType> codec_type(at::ScalarType type);
 
+/// The memory of a dense tensor, in whatever order its dimensions lie, as a flat one.
+[[nodiscard]] at::Tensor memory_of(const at::Tensor& tensor);
+
 /// A contiguous tensor's memory, of a type that weights mode exchanges; and a flat tensor over a
 /// view's memory, which lies on `device`. Neither owns it.
 [[nodiscard]] plugins::TensorView view_of(const at::Tensor& tensor);

@@ -368,6 +368,9 @@ std::uint64_t WeightsExchange::exchanges() const {
 
 ModuleState WeightsExchange::state(Views x) {
   const std::lock_guard lock(mutex_);
+  if (!begun_ && !loaded_) {
+    codec_->begin(x);  // W = x as it is now; the first training forward adopts it again
+  }
   ModuleState state{{}, {}, sent_.exchange, share_left_};
   for (auto& tensor : codec_->state(x, share_left_)) {
     state.reference.push_back(std::move(tensor.reference));

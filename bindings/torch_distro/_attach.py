@@ -27,7 +27,8 @@ _LINEAR = (torch.optim.SGD, torch.optim.ASGD)
 
 _attachments: weakref.WeakKeyDictionary[nn.Module, Attachment] = weakref.WeakKeyDictionary()
 # Parameters' owners by id, for optimizers and for average(); pruned when the module goes.
-_owners: dict[int, weakref.ReferenceType[Attachment]] = {}
+# Of several wrappers of a parameter the last one counts, as long as it lives.
+_owners: dict[int, list[weakref.ReferenceType[Attachment]]] = {}
 # Optimizers whose parameters have been looked at, with how many parameter groups they had then.
 _seen_optimizers: weakref.WeakKeyDictionary[torch.optim.Optimizer, int] = (
     weakref.WeakKeyDictionary()
@@ -39,12 +40,12 @@ def attach(module: DistributedDataParallel, copied: bool = False) -> None:
     if not backends_of(module.process_group):
         return
     attachment = Attachment(module, copied)
-    own(module, attachment, [parameter for _, parameter in trainable(module)], copied)
+    add_owner(module, attachment, [parameter for _, parameter in trainable(module)], copied)
     if _before_forward not in module._forward_pre_hooks.values():
         module.register_forward_pre_hook(_before_forward, prepend=True)
 
 
-def own(
+def add_owner(
     module: nn.Module,
     attachment: Attachment,
     parameters: Iterable[torch.Tensor],
@@ -56,14 +57,15 @@ def own(
     owner = weakref.ref(attachment)
     keys = [id(parameter) for parameter in parameters]
     for key in keys:
-        if not copied or key not in _owners:  # a shallow copy shares its parameters
-            _owners[key] = owner
+        owners = _owners.setdefault(key, [])
+        owners.insert(0 if copied else len(owners), owner)  # a shallow copy shares its parameters
     weakref.finalize(attachment, _forget, keys, owner)
 
 
 def _forget(keys: list[int], owner: weakref.ReferenceType[Attachment]) -> None:
     for key in keys:
-        if _owners.get(key) is owner:
+        _owners[key].remove(owner)
+        if not _owners[key]:
             del _owners[key]
 
 
@@ -113,7 +115,7 @@ def _after_optimizer_step(optimizer: torch.optim.Optimizer, _args: object, _kwar
 def _attachments_of(parameters: Any) -> list[Attachment]:  # noqa: ANN401 - any iterable of parameters
     # In the parameters' order: averaging several is collective, so all ranks need the same order.
     keys = (id(parameter) for parameter in parameters)
-    owners = dict.fromkeys(_owners[key] for key in keys if key in _owners)
+    owners = dict.fromkeys(_owners[key][-1] for key in keys if key in _owners)
     return [attachment for owner in owners if (attachment := owner()) is not None]
 
 

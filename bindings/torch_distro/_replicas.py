@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from torch_distro._attach import own
+from torch_distro._attach import add_owner
 from torch_distro._attachment import _FLOATS, Attachment
 
 # Where FSDP reduces: FSDP1's handles and FSDP2's groups of parameters.
@@ -57,7 +57,7 @@ class Replicas(Attachment):
         self._decide(why_exact or _why_not(self._shards), description)
         self.take_number(None)
         self._hooked = True
-        own(module, self, module.parameters())
+        add_owner(module, self, module.parameters())
         for reducer in reducers:
             _reducers[reducer] = self
 

@@ -26,8 +26,8 @@ from torch_distro._replicas import Replicas, reducing_of
 
 _HYBRID = (ShardingStrategy.HYBRID_SHARD, ShardingStrategy._HYBRID_SHARD_ZERO2)
 
-# By root: FSDP1's wrapper, FSDP2's state.
-_roots: weakref.WeakKeyDictionary[Any, Replicas] = weakref.WeakKeyDictionary()
+# By root that has begun (FSDP1's wrapper, FSDP2's state): its attachment, if it has replicas.
+_roots: weakref.WeakKeyDictionary[Any, Replicas | None] = weakref.WeakKeyDictionary()
 
 
 def _exchanges_weights(replicate: dist.ProcessGroup) -> bool:
@@ -147,23 +147,15 @@ def _fsdp2_replicas(root: Any) -> Replicas | None:  # noqa: ANN401
 
 
 def _wrap_forward(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Of FSDP1's wrapper, which knows from its first forward on whether it is the root."""
+    """Of FSDP1's wrapper, which is told here whether it is the root."""
 
     @functools.wraps(original)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the module's own
-        first = self._is_root is None
-        if first:
-            fsdp1._lazy_init(self, self)
+        fsdp1._lazy_init(self, self)
         if self._is_root:
-            if first:
-                replicas = _fsdp1_replicas(self)
-                if replicas is not None:
-                    _roots[self] = replicas
-                elif self.sharding_strategy == ShardingStrategy.NO_SHARD:
-                    _note(self.module, None, self.process_group)
-                else:
-                    _note(self.module, self.process_group, getattr(self, "_inter_node_pg", None))
-            replicas = _roots.get(self)
+            if self not in _roots:
+                _meet_fsdp1(self)
+            replicas = _roots[self]
             if replicas is not None and torch.is_grad_enabled() and self._sync_gradients:
                 replicas.exchange()
         return original(self, *args, **kwargs)
@@ -185,12 +177,11 @@ def _wrap_root_pre_forward(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def root_pre_forward(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        first = self._is_root is None
         self._lazy_init()
         if self._is_root and self._state_ctx.iter_forward_root is None:
-            if first:
-                _meet(self)
-            replicas = _roots.get(self)
+            if self not in _roots:
+                _meet_fsdp2(self)
+            replicas = _roots[self]
             if replicas is not None and torch.is_grad_enabled() and _synchronises(self):
                 replicas.exchange()
         return original(self, *args, **kwargs)
@@ -198,10 +189,19 @@ def _wrap_root_pre_forward(original: Callable[..., Any]) -> Callable[..., Any]:
     return root_pre_forward
 
 
-def _meet(root: Any) -> None:  # noqa: ANN401
-    replicas = _fsdp2_replicas(root)
+def _meet_fsdp1(root: Any) -> None:  # noqa: ANN401
+    _roots[root] = replicas = _fsdp1_replicas(root)
     if replicas is not None:
-        _roots[root] = replicas
+        return
+    if root.sharding_strategy == ShardingStrategy.NO_SHARD:
+        _note(root.module, None, root.process_group)
+    else:
+        _note(root.module, root.process_group, getattr(root, "_inter_node_pg", None))
+
+
+def _meet_fsdp2(root: Any) -> None:  # noqa: ANN401
+    _roots[root] = replicas = _fsdp2_replicas(root)
+    if replicas is not None:
         return
     for group in _fsdp2_groups(root):
         shard = getattr(group.mesh_info, "shard_process_group", None)

@@ -109,6 +109,39 @@ def test_a_rank_killed_during_a_reduction_is_named_by_every_survivor() -> None:
         assert "rank 1" in result.message
 
 
+def _killed_in_a_small_bucket(rank: int, size: int) -> bool:
+    module = DistributedDataParallel(torch.nn.Linear(8, 8))
+    for step in range(100):
+        if rank == 1 and step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        module(torch.ones(2, 8)).sum().backward()
+    return True
+
+
+def test_a_rank_killed_while_small_buckets_are_reduced_exactly_is_named() -> None:
+    outcome = launch(2, _killed_in_a_small_bucket, options=EF, timeout=20)[0]
+    assert isinstance(outcome, RankError)
+    assert outcome.kind == "DistBackendError"
+    assert "rank 1" in outcome.message
+
+
+def _killed_before_a_scatter(rank: int, size: int) -> bool:
+    output, x = torch.empty(5000), torch.ones(5000 * size)
+    dist.reduce_scatter_tensor(output, x)
+    if rank == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.reduce_scatter_tensor(output, x)
+    return True
+
+
+def test_a_rank_killed_before_an_exact_reduce_scatter_is_named_by_every_survivor() -> None:
+    options = {"mode": "ef", "reduce_scatter": "compress"}
+    for outcome in launch(3, _killed_before_a_scatter, options=options, timeout=20)[:2]:
+        assert isinstance(outcome, RankError)
+        assert outcome.kind == "DistBackendError"
+        assert "because of rank 2" in outcome.message
+
+
 def _late(rank: int, size: int) -> bool:
     if rank == 1:
         time.sleep(4)

@@ -238,3 +238,26 @@ def _compiled(rank: int, size: int) -> bool:
 
 def test_a_compiled_module_is_compressed_as_well() -> None:
     run(2, _compiled, options=DENSE)
+
+
+def _other_orders(rank: int, size: int) -> bool:
+    x = torch.arange(8192.0).reshape(128, 64).t() * (rank + 1)
+    expected = torch.arange(8192.0).reshape(128, 64).t() * 3
+    dist.all_reduce(x)
+    assert torch.equal(x, expected)
+    torch.manual_seed(0)
+    net = nn.Conv2d(32, 64, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = DistributedDataParallel(net, gradient_as_bucket_view=True)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    generator = torch.Generator().manual_seed(rank)
+    for _ in range(3):
+        module(torch.randn(2, 32, 6, 6, generator=generator)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    torch_distro.average(module)
+    assert torch_distro.stats()["exchanges"] > 0
+    return True
+
+
+def test_dense_tensors_in_any_order_of_dimensions_are_reduced() -> None:
+    run(2, _other_orders, options={"mode": "ef"})

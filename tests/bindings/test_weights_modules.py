@@ -155,3 +155,57 @@ def test_one_model_wrapped_again_and_again_with_other_parameters_trained() -> No
     assert torch.equal(first["weights"], second["weights"])
     assert first["checksums"] == second["checksums"]
     assert [module["exchanges"] for module in first["stats"]["modules"]] == [3, 3, 3]
+
+
+def _second_wrapper(rank: int, size: int) -> bool:
+    module = wrapped()
+    train(module, adamw(module), batches(rank, 3))
+    again = DistributedDataParallel(module.module)
+    del again
+    gc.collect()
+    torch_distro.resync(module.module)  # raises if nobody is known to own its parameters
+    torch_distro.average(module.module)
+    residuals = torch_distro.state_dict(module)["residual"].values()
+    assert all(residual.count_nonzero() == 0 for residual in residuals)
+    return True
+
+
+def test_a_second_wrapper_that_goes_leaves_the_first_in_charge() -> None:
+    run(2, _second_wrapper)
+
+
+class _Sparse(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(100, 8, sparse=True)
+        self.out = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.table(x))
+
+
+def _sparse_gradients(rank: int, size: int) -> bool:
+    torch.manual_seed(0)
+    module = DistributedDataParallel(_Sparse())
+    generator = torch.Generator().manual_seed(rank)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+
+    def backward() -> None:
+        module(torch.randint(0, 100, (16,), generator=generator)).square().mean().backward()
+
+    for _ in range(3):
+        backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    # From an optimizer on that makes it exact, sparse buckets are reduced by the inner backend.
+    torch.optim.LBFGS(module.module.out.parameters(), max_iter=1).step(lambda: torch.zeros(()))
+    for _ in range(2):
+        optimizer.zero_grad()
+        backward()
+    gradient: Any = module.module.table.weight.grad
+    assert gradient.is_sparse
+    return True
+
+
+def test_sparse_gradients_of_a_module_that_becomes_exact() -> None:
+    run(2, _sparse_gradients)

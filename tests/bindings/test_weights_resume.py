@@ -103,3 +103,18 @@ def test_what_a_resume_loses() -> None:
     assert losses["average() before saving, at the start"] == pytest.approx(stop, rel=1e-3)
     assert losses["rank 0's weights, at the start"] > stop
     assert losses["each rank's own state"] == pytest.approx(losses["never stopped"], rel=0.05)
+
+
+def _before_training(rank: int, size: int) -> bool:
+    module = wrapped()
+    weights = flat(module)
+    state = torch_distro.state_dict(module)
+    again = wrapped()
+    torch_distro.load_state_dict(again, state)
+    assert torch.equal(flat(again), weights)
+    train(again, adamw(again), batches(rank, 2))
+    return True
+
+
+def test_the_state_of_a_module_that_has_not_trained_holds_its_weights() -> None:
+    run(2, _before_training)
