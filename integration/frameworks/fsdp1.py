@@ -46,7 +46,7 @@ def main() -> None:
         device_mesh=mesh,
         use_orig_params=True,
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     generator = torch.Generator().manual_seed(rank)
     for step in range(args.steps):
         x, y = windows(codes, 8, 32, generator)
