@@ -202,7 +202,8 @@ def entries(
                 folder.mkdir()
                 own = run(row, "distro", mode, folder, launcher, compiler)
                 why = _reason(why_not(row, mode, own, gloo))
-                first = own.stats[0] if own.stats else {}
+                first = own.stats[0] if own.stats else {"groups": []}
+                groups = [first, *first["groups"]]
                 entry = Entry(
                     row.name,
                     mode,
@@ -211,9 +212,9 @@ def entries(
                     why,
                     round(time.monotonic() - begin, 2),
                     own.losses,
-                    first.get("exchanges", 0),
-                    first.get("payload_bytes_sent", 0),
-                    first.get("gradient_bytes", 0),
+                    sum(group.get("exchanges", 0) for group in groups),
+                    sum(group.get("payload_bytes_sent", 0) for group in groups),
+                    sum(group.get("gradient_bytes", 0) for group in groups),
                 )
                 found.append(entry)
                 print(f"{row.name}, {mode}: {entry.text}", file=sys.stderr, flush=True)
