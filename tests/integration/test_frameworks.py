@@ -62,7 +62,7 @@ def test_script_trains_unchanged(mode: str, row: Row) -> None:
         pytest.skip(f"{row.needs} is not installed")
     entry = matrix(mode)[row.name]
     assert entry["passed"], entry["why"]
-    assert (entry["exchanges"] > 0) == (row.compressed and mode == "auto")
+    assert (entry["exchanges"] > 0) == row.compresses(mode)
 
 
 def test_losses_are_found_in_what_scripts_print() -> None:
