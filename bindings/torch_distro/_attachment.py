@@ -149,6 +149,9 @@ class Attachment:
         if self.exchanged and not self._hooked:
             extension().ModuleSynchroniser.attach(self.synchroniser, module.reducer)
             self._hooked = True
+        self._exchange()
+
+    def _exchange(self) -> None:
         self.synchroniser.before_forward()
         self._settled = self.synchroniser.exact
         self.record["exchanges"] = self.synchroniser.exchanges

@@ -72,9 +72,7 @@ class Replicas(Attachment):
         if self._settled:
             return
         self._reshard()
-        self.synchroniser.before_forward()
-        self._settled = self.synchroniser.exact
-        self.record["exchanges"] = self.synchroniser.exchanges
+        self._exchange()
 
     def average(self) -> bool:
         if not self.exchanged:
