@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from torch_distro._extension import AdapterError
+from torch_distro._extension import AdapterError, _minor
 from torch_distro._groups import backends_of
 
 # From here on it asks for any backend of the CPU.
@@ -22,9 +22,8 @@ _OPEN_SINCE = (2, 15)
 
 def install(name: str) -> None:
     """Let groups of the backend `name` through, if this torch does not. Idempotent."""
-    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     original = dist.monitored_barrier
-    if version >= _OPEN_SINCE or getattr(original, "distro", False):
+    if _minor(torch.__version__) >= _OPEN_SINCE or getattr(original, "distro", False):
         return
 
     @functools.wraps(original)

@@ -27,8 +27,8 @@ class Replicas(Attachment):
     """What ties the shards of one root module to the exchange.
 
     Args:
-        module: the root, whose class names it in ``stats()``.
-        name: of the module.
+        module: the root.
+        name: of the module, as ``stats()`` shows it.
         group: the ranks that hold the same shards.
         shards: the trainable shards of this rank, by name; their memory stays where it is.
         reducers: what FSDP reduces their gradients by.
