@@ -46,7 +46,7 @@ py::dict stats(Group& group) {
   result["rank"] = group.rank();
   result["world_size"] = group.world_size();
   result["mode"] = distro::exchange::name_of(group.options().mode);
-  result["participants"] = group.world_size();
+  result["participants"] = group.sites().participants();
   result["exchanges"] = counters.exchanges.load();
   result["reductions"] = counters.reductions.load();
   result["exact"] = counters.exact.load();
@@ -56,6 +56,7 @@ py::dict stats(Group& group) {
   result["socket_bytes_sent"] = channel.socket_bytes_sent;
   result["socket_bytes_received"] = channel.socket_bytes_received;
   result["exact_bytes"] = counters.exact_bytes.load();
+  result["site_bytes"] = counters.site_bytes.load();
   result["encode_seconds"] = seconds(counters.encode_nanoseconds);
   result["decode_seconds"] = seconds(counters.decode_nanoseconds);
   result["wait_seconds"] = seconds(counters.wait_nanoseconds);
@@ -182,6 +183,18 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def_property_readonly("bind_address", &Group::bind_address)
       .def_property_readonly("round", &Group::round)
       .def_property_readonly("own_devices", &Group::own_devices)
+      .def_property_readonly("site_own_devices", &Group::site_own_devices)
+      .def_property_readonly(
+          "sites",
+          [](const Group& group) {
+            std::vector<std::vector<int>> sites;
+            for (int participant = 0; participant < group.sites().participants(); ++participant) {
+              const auto members = group.sites().members(participant);
+              sites.emplace_back(members.begin(), members.end());
+            }
+            return sites;
+          },
+          "Ranks by participant: those that act as one.")
       .def_property_readonly("closed", &Group::closed)
       .def_property_readonly("stats_path",
                              [](const Group& group) { return group.options().stats_path; })
@@ -252,13 +265,16 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       module, "ProcessGroupDistro")
       .def(py::init([](std::shared_ptr<Group> group, const c10::intrusive_ptr<c10d::Backend>& inner,
                        const c10::intrusive_ptr<c10d::Backend>& ordered,
+                       const c10::intrusive_ptr<c10d::Backend>& site,
                        c10::intrusive_ptr<BackendOptions> options) {
              return c10::make_intrusive<ProcessGroupDistro>(
                  std::move(group), InnerBackend(inner),
-                 ordered ? std::optional<InnerBackend>(ordered) : std::nullopt, std::move(options),
+                 ordered ? std::optional<InnerBackend>(ordered) : std::nullopt,
+                 site ? std::optional<InnerBackend>(site) : std::nullopt, std::move(options),
                  &make_child);
            }),
-           py::arg("group"), py::arg("inner"), py::arg("ordered"), py::arg("options"))
+           py::arg("group"), py::arg("inner"), py::arg("ordered"), py::arg("site"),
+           py::arg("options"))
       .def_property_readonly("group", &ProcessGroupDistro::group)
       .def(
           "hand_replicas_to",

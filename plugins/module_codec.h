@@ -81,6 +81,10 @@ class ModuleCodec {
   /// exchange that is due (null: none), select and encode, leave x = W + share_after * R.
   virtual Step advance(Views x, const Due* due, float share_before, float share_after) = 0;
 
+  /// As advance(), but nothing is selected: another rank with the same x sends for this one. The
+  /// step's record is empty.
+  virtual Step follow(Views x, const Due* due, float share_before, float share_after) = 0;
+
   /// Delay 0, first half: absorb, select and encode. x is not written.
   virtual Step encode(Views x, float share_before) = 0;
 
@@ -106,6 +110,10 @@ class ModuleCodec {
 
   /// W and R by tensor, R with what the optimizer has moved since x was left at W + share * R.
   [[nodiscard]] virtual std::vector<TensorState> state(Views x, float share) = 0;
+
+  /// Fingerprint of one part of x as it is (plugins/fingerprint.h): the same on ranks with the same
+  /// bits, wherever they lie.
+  [[nodiscard]] virtual std::uint64_t fingerprint(Views x, std::uint64_t number) = 0;
 
   /// Replace W and R of a tensor (a per-rank resume); call rehash() after the last one.
   virtual void restore_state(std::size_t tensor, std::span<const float> reference,

@@ -5,6 +5,7 @@
 #include <limits>
 #include <utility>
 
+#include "plugins/fingerprint.h"
 #include "plugins/float_environment.h"
 #include "plugins/parallel.h"
 #include "plugins/record_coder.h"
@@ -150,7 +151,9 @@ Step WeightsCodec::State::step(const Pass& pass) {
   if (geometry.elements() > 0) {
     step.move_mean = moved / static_cast<double>(geometry.elements());
   }
-  step.record = in_arena(arena, [&] { return coder.assemble(staging, bits); });
+  if (pass.select) {
+    step.record = in_arena(arena, [&] { return coder.assemble(staging, bits); });
+  }
   return step;
 }
 
@@ -190,6 +193,14 @@ Step WeightsCodec::advance(Views x, const Due* due, float share_before, float sh
     check(state_->geometry, *due);
   }
   return state_->step({x, &share_before, due, true, &share_after});
+}
+
+Step WeightsCodec::follow(Views x, const Due* due, float share_before, float share_after) {
+  check(state_->geometry, x);
+  if (due != nullptr) {
+    check(state_->geometry, *due);
+  }
+  return state_->step({x, &share_before, due, false, &share_after});
 }
 
 Step WeightsCodec::encode(Views x, float share_before) {
@@ -253,6 +264,11 @@ std::vector<TensorState> WeightsCodec::state(Views x, float share) {
     }
   });
   return result;
+}
+
+std::uint64_t WeightsCodec::fingerprint(Views x, std::uint64_t number) {
+  check(state_->geometry, x);
+  return plugins::fingerprint(part_of(x, number));
 }
 
 void WeightsCodec::restore_state(std::size_t tensor, std::span<const float> reference,

@@ -26,6 +26,7 @@ class WeightsCodec final : public ModuleCodec {
   [[nodiscard]] std::optional<std::size_t> first_non_finite(Views x) override;
   std::optional<std::size_t> begin(Views x) override;
   Step advance(Views x, const Due* due, float share_before, float share_after) override;
+  Step follow(Views x, const Due* due, float share_before, float share_after) override;
   Step encode(Views x, float share_before) override;
   void settle(Views x, const Due& due, float share_after) override;
   void apply(const Due& due) override;
@@ -34,6 +35,7 @@ class WeightsCodec final : public ModuleCodec {
   [[nodiscard]] ParsedRecord parse(std::span<const std::byte> body) const override;
   [[nodiscard]] std::uint64_t checksum() const noexcept override;
   [[nodiscard]] std::vector<TensorState> state(Views x, float share) override;
+  [[nodiscard]] std::uint64_t fingerprint(Views x, std::uint64_t number) override;
   void restore_state(std::size_t tensor, std::span<const float> reference,
                      std::span<const float> residual) override;
   void rehash() override;

@@ -9,6 +9,7 @@
 
 #include "backend/c10d/tensors.h"
 #include "kernels/sparse_sum.h"
+#include "plugins/fingerprint.h"
 #include "plugins/float_environment.h"
 #include "plugins/parallel.h"
 
@@ -265,10 +266,13 @@ std::vector<std::byte> DeviceCodec::write(const at::Tensor& keys) {
 plugins::Step DeviceCodec::finish(const at::Tensor& keys, const at::Tensor& moved) {
   plugins::Step step;
   step.record = write(to_host(keys));
-  if (geometry_.elements() > 0) {
-    step.move_mean = moved.item<double>() / static_cast<double>(geometry_.elements());
-  }
+  step.move_mean = mean_of(moved);
   return step;
+}
+
+double DeviceCodec::mean_of(const at::Tensor& moved) const {
+  const auto elements = static_cast<double>(std::max<std::size_t>(geometry_.elements(), 1));
+  return moved.item<double>() / elements;
 }
 
 plugins::Step DeviceCodec::advance(Views x, const plugins::Due* due, float share_before,
@@ -288,6 +292,20 @@ plugins::Step DeviceCodec::advance(Views x, const plugins::Due* due, float share
   const at::Tensor keys = select();
   restore(x, share_after);  // before the host waits for the keys
   return finish(keys, moved);
+}
+
+plugins::Step DeviceCodec::follow(Views x, const plugins::Due* due, float share_before,
+                                  float share_after) {
+  if (const auto bad = first_non_finite(x)) {
+    return {{}, 0.0, bad};
+  }
+  const PlainArithmetic plain;
+  const at::Tensor moved = absorb(x, share_before, r_);
+  if (due != nullptr) {
+    apply(*due);
+  }
+  restore(x, share_after);
+  return {{}, mean_of(moved), std::nullopt};
 }
 
 plugins::Step DeviceCodec::encode(Views x, float share_before) {
@@ -341,6 +359,34 @@ std::vector<plugins::TensorState> DeviceCodec::state(Views x, float share) {
                       values_of(residual, layout_.slot(tensor), n)});
   }
   return result;
+}
+
+std::uint64_t DeviceCodec::fingerprint(Views x, std::uint64_t number) {
+  check(geometry_, x);
+  const PlainArithmetic plain;
+  // One copy to the host for each type.
+  std::vector<plugins::TensorView> part = plugins::part_of(x, number);
+  std::array<std::vector<at::Tensor>, 4> tensors;
+  std::array<std::vector<std::size_t>, 4> which;
+  for (std::size_t i = 0; i < part.size(); ++i) {
+    const auto type = static_cast<std::size_t>(part[i].dtype);
+    tensors[type].push_back(tensor_of(part[i], device_));
+    which[type].push_back(i);
+  }
+  std::vector<at::Tensor> copies;
+  for (std::size_t type = 0; type < tensors.size(); ++type) {
+    if (tensors[type].empty()) {
+      continue;
+    }
+    copies.push_back(to_host(at::cat(tensors[type])));
+    const plugins::TensorView copy = view_of(copies.back());
+    std::size_t begin = 0;
+    for (const std::size_t i : which[type]) {
+      part[i].data = address(copy, begin);
+      begin += part[i].elements;
+    }
+  }
+  return plugins::fingerprint(part);
 }
 
 void DeviceCodec::restore_state(std::size_t tensor, std::span<const float> reference,

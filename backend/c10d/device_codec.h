@@ -34,6 +34,8 @@ class DeviceCodec final : public plugins::ModuleCodec {
   std::optional<std::size_t> begin(Views x) override;
   plugins::Step advance(Views x, const plugins::Due* due, float share_before,
                         float share_after) override;
+  plugins::Step follow(Views x, const plugins::Due* due, float share_before,
+                       float share_after) override;
   plugins::Step encode(Views x, float share_before) override;
   void settle(Views x, const plugins::Due& due, float share_after) override;
   void apply(const plugins::Due& due) override;
@@ -42,6 +44,7 @@ class DeviceCodec final : public plugins::ModuleCodec {
   [[nodiscard]] plugins::ParsedRecord parse(std::span<const std::byte> body) const override;
   [[nodiscard]] std::uint64_t checksum() const noexcept override { return checksum_; }
   [[nodiscard]] std::vector<plugins::TensorState> state(Views x, float share) override;
+  [[nodiscard]] std::uint64_t fingerprint(Views x, std::uint64_t number) override;
   void restore_state(std::size_t tensor, std::span<const float> reference,
                      std::span<const float> residual) override;
   void rehash() override;
@@ -63,6 +66,7 @@ class DeviceCodec final : public plugins::ModuleCodec {
   [[nodiscard]] at::Tensor select() const;
   [[nodiscard]] std::vector<std::byte> write(const at::Tensor& keys);
   [[nodiscard]] plugins::Step finish(const at::Tensor& keys, const at::Tensor& moved);
+  [[nodiscard]] double mean_of(const at::Tensor& moved) const;
   template <class Task>
   void for_each_run(const Task& task) const;
 

@@ -35,4 +35,11 @@ class InnerCollectives : public exchange::ExactCollectives {
     const at::Tensor& buffer, const std::shared_ptr<exchange::Group>& group,
     const InnerBackend& inner, const std::shared_ptr<Operations>& operations);
 
+/// The exact mean of gradients over the ranks of this rank's site, in place, which is a part of the
+/// group (`site`: their inner backend). On autograd's thread; throws c10::DistBackendError.
+[[nodiscard]] c10::intrusive_ptr<c10d::Work> exact_mean_in_site(
+    const at::Tensor& gradients, const std::shared_ptr<exchange::Group>& group,
+    const InnerBackend& site, const std::shared_ptr<Operations>& operations,
+    const Operations::Ticket& ticket);
+
 }  // namespace distro::c10d_backend

@@ -4,7 +4,6 @@
 #include <fmt/format.h>
 #include <xxhash.h>
 
-#include <cmath>
 #include <utility>
 
 #include "backend/c10d/device_codec.h"
@@ -56,6 +55,7 @@ ModuleSynchroniser::ModuleSynchroniser(const c10::intrusive_ptr<ProcessGroupDist
                                        const std::vector<std::string>& names, bool device_codec)
     : group_(backend->group()),
       inner_(backend->inner()),
+      site_(backend->site()),
       operations_(backend->operations()),
       parameters_(std::move(parameters)),
       device_(parameters_.empty() ? at::Device(at::kCPU) : parameters_[0].device()),
@@ -112,7 +112,7 @@ float ModuleSynchroniser::gain() const {
   if (!normalises_) {
     return exchange::kGainUnknown;
   }
-  return *normalises_ ? std::sqrt(static_cast<float>(group_->world_size())) : 1.0F;
+  return *normalises_ ? group_->sites().gain() : 1.0F;
 }
 
 // Run a step that all ranks run; what fails on this rank alone is told to the others, which would
@@ -269,6 +269,11 @@ c10::intrusive_ptr<c10::ivalue::Future> ModuleSynchroniser::on_bucket(c10d::Grad
   if (bucket.isLast()) {
     note_training();
     backward_done_ = true;
+  }
+  if (site_) {
+    const auto ticket =
+        operations_->begin("all_reduce", /*point_to_point=*/false, buffer.nbytes());
+    return exact_mean_in_site(buffer, group_, *site_, operations_, ticket)->getFuture();
   }
   auto future = c10::make_intrusive<c10::ivalue::Future>(
       c10::ListType::create(c10::TensorType::get()), devices_of({buffer}));

@@ -96,6 +96,7 @@ class ModuleSynchroniser : public ReplicaGradients {
 
   const std::shared_ptr<exchange::Group> group_;
   const InnerBackend inner_;
+  const std::optional<InnerBackend> site_;
   const std::shared_ptr<Operations> operations_;
   const std::vector<at::Tensor> parameters_;
   const at::Device device_;

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "backend/c10d/exact_collectives.h"
 #include "backend/c10d/process_group_distro.h"
 #include "backend/c10d/reduction.h"
 
@@ -88,6 +89,9 @@ c10::intrusive_ptr<Work> ProcessGroupDistro::allreduce(Tensors& tensors,
   if (of_replicas && tensors.size() == 1 && of_replicas->take(tensors[0], options.reduceOp)) {
     return recorded(OpType::ALLREDUCE, "distro:all_reduce", tensors, tensors,
                     [&](const Operations::Ticket& ticket) {
+                      if (site_) {
+                        return exact_mean_in_site(tensors[0], group_, *site_, operations_, ticket);
+                      }
                       operations_->finish(ticket);
                       return done(getRank(), OpType::ALLREDUCE, "distro:all_reduce", tensors);
                     });

@@ -53,10 +53,12 @@ std::pair<int, int> spacing(const std::vector<std::uint64_t>& ranks) {
 
 ProcessGroupDistro::ProcessGroupDistro(std::shared_ptr<exchange::Group> group, InnerBackend inner,
                                        const std::optional<InnerBackend>& ordered,
+                                       std::optional<InnerBackend> site,
                                        c10::intrusive_ptr<Options> options, MakeChild make_child)
     : Backend(group->rank(), group->world_size()),
       group_(std::move(group)),
       inner_(std::move(inner)),
+      site_(std::move(site)),
       options_(std::move(options)),
       make_child_(std::move(make_child)),
       operations_(std::make_shared<Operations>()),
@@ -65,10 +67,12 @@ ProcessGroupDistro::ProcessGroupDistro(std::shared_ptr<exchange::Group> group, I
                      : nullptr),
       last_split_(c10::intrusive_ptr<c10d::Backend>()) {
   init();
-  group_->on_close([backend = inner_, ordered] {
+  group_->on_close([backend = inner_, ordered, of_site = site_] {
     backend.release();
-    if (ordered) {
-      ordered->release();
+    for (const auto& other : {ordered, of_site}) {
+      if (other) {
+        other->release();
+      }
     }
   });
   observe_failures();
@@ -150,6 +154,9 @@ std::shared_ptr<ReplicaGradients> ProcessGroupDistro::replicas() {
 void ProcessGroupDistro::setTimeout(std::chrono::milliseconds timeout) {
   group_->set_timeout(timeout);
   inner_->setTimeout(timeout);
+  if (site_) {
+    (*site_)->setTimeout(timeout);
+  }
   if (gradients_) {
     gradients_->set_timeout(timeout);
   }
@@ -198,6 +205,9 @@ void ProcessGroupDistro::abort() {
   operations_->run_abort_hooks();
   group_->abort(getRank(), fmt::format("rank {} has aborted its process group", getRank()));
   inner_->abort();
+  if (site_) {
+    (*site_)->abort();
+  }
   if (gradients_) {
     gradients_->abort();
   }

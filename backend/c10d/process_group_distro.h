@@ -46,14 +46,16 @@ class ProcessGroupDistro : public c10d::Backend {
       const c10::intrusive_ptr<Options>& options)>;
 
   /// `inner` runs what stays exact; it has the same ranks as `group`. `ordered`: another such
-  /// backend, for what modes ef and demo find to be exact; null in other modes.
+  /// backend, for what modes ef and demo find to be exact; null in other modes. `site`: one of the
+  /// ranks of this rank's site, which is neither this rank alone nor the whole group; else null.
   ProcessGroupDistro(std::shared_ptr<exchange::Group> group, InnerBackend inner,
-                     const std::optional<InnerBackend>& ordered,
+                     const std::optional<InnerBackend>& ordered, std::optional<InnerBackend> site,
                      c10::intrusive_ptr<Options> options, MakeChild make_child);
   ~ProcessGroupDistro() override;
 
   [[nodiscard]] const std::shared_ptr<exchange::Group>& group() const noexcept { return group_; }
   [[nodiscard]] const InnerBackend& inner() const noexcept { return inner_; }
+  [[nodiscard]] const std::optional<InnerBackend>& site() const noexcept { return site_; }
   [[nodiscard]] const std::shared_ptr<Operations>& operations() const noexcept {
     return operations_;
   }
@@ -180,6 +182,7 @@ class ProcessGroupDistro : public c10d::Backend {
 
   const std::shared_ptr<exchange::Group> group_;
   const InnerBackend inner_;
+  const std::optional<InnerBackend> site_;
   const c10::intrusive_ptr<Options> options_;
   const MakeChild make_child_;
   const std::shared_ptr<Operations> operations_;

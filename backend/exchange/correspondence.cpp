@@ -19,16 +19,21 @@ using RanksByValue = std::map<std::uint64_t, std::vector<int>>;
 constexpr std::string_view kStopText =
     "All ranks stop. Lower the learning rate or clip the gradients, and resume from a checkpoint.";
 
-// The ranks that do not have what most ranks have; with no majority, all of them.
-std::vector<int> minority(const RanksByValue& ranks_by_value, std::size_t world_size) {
+// "ranks 2, 3 of 4": those that do not have what most have; with no majority, all of them.
+std::string minority(const RanksByValue& ranks_by_value) {
+  std::size_t all = 0;
+  for (const auto& [value, ranks] : ranks_by_value) {
+    all += ranks.size();
+  }
   std::vector<int> result;
   for (const auto& [value, ranks] : ranks_by_value) {
-    if (2 * ranks.size() <= world_size) {
+    if (2 * ranks.size() <= all) {
       result.insert(result.end(), ranks.begin(), ranks.end());
     }
   }
   std::ranges::sort(result);
-  return result;
+  return fmt::format("{} of {} {}", ranks_text(result), all,
+                     result.size() == 1 ? "differs" : "differ");
 }
 
 // Body of a begin message: how many exchanges the rank has sent (a resumed one: in its earlier
@@ -72,14 +77,45 @@ std::string Correspondence::where(std::uint64_t exchange) const {
 
 void Correspondence::send(MessageKind kind, std::uint16_t flags, const Statement& statement,
                           std::span<const std::byte> body) {
-  group_->broadcast(seal({.kind = kind,
-                          .flags = flags,
-                          .module = module_,
-                          .gain = statement.gain,
-                          .exchange = statement.exchange,
-                          .geometry = geometry_,
-                          .checksum = statement.checksum},
-                         body));
+  group_->broadcast(seal(envelope(kind, flags, statement), body));
+}
+
+Envelope Correspondence::envelope(MessageKind kind, std::uint16_t flags,
+                                  const Statement& statement) const {
+  return {.kind = kind,
+          .flags = flags,
+          .module = module_,
+          .origin = static_cast<std::uint32_t>(group_->rank()),
+          .gain = statement.gain,
+          .exchange = statement.exchange,
+          .geometry = geometry_,
+          .checksum = statement.checksum};
+}
+
+bool Correspondence::leads() const { return group_->sites().leads(group_->rank()); }
+
+bool Correspondence::has_site() const { return group_->sites().site_of(group_->rank()).size() > 1; }
+
+// The others of the own site.
+std::vector<int> Correspondence::site() const {
+  std::vector<int> ranks;
+  for (const int rank : group_->sites().site_of(group_->rank())) {
+    if (rank != group_->rank()) {
+      ranks.push_back(rank);
+    }
+  }
+  return ranks;
+}
+
+// The ranks that send the steps of the participants, but this one.
+std::vector<int> Correspondence::senders() const {
+  std::vector<int> ranks;
+  for (int participant = 0; participant < group_->sites().participants(); ++participant) {
+    if (const int leader = group_->sites().leader(participant); leader != group_->rank()) {
+      ranks.push_back(leader);
+    }
+  }
+  return ranks;
 }
 
 void Correspondence::blame(int peer, const std::string& message) {
@@ -87,15 +123,23 @@ void Correspondence::blame(int peer, const std::string& message) {
   throw ExchangeError(message);
 }
 
-// By rank; the own rank's letter is empty.
 std::vector<Letter> Correspondence::take_all(MessageKind kind, std::uint64_t exchange) {
+  std::vector<int> peers;
+  for (int peer = 0; peer < group_->world_size(); ++peer) {
+    if (peer != group_->rank()) {
+      peers.push_back(peer);
+    }
+  }
+  return take_from(peers, kind, exchange);
+}
+
+// By rank; empty for the own rank and those that were not asked.
+std::vector<Letter> Correspondence::take_from(const std::vector<int>& peers, MessageKind kind,
+                                              std::uint64_t exchange) {
   const Stopwatch stopwatch(group_->counters().wait_nanoseconds);
   const auto deadline = group_->deadline();
   std::vector<Letter> letters(static_cast<std::size_t>(group_->world_size()));
-  for (int peer = 0; peer < group_->world_size(); ++peer) {
-    if (peer == group_->rank()) {
-      continue;
-    }
+  for (const int peer : peers) {
     auto& letter = letters[static_cast<std::size_t>(peer)];
     try {
       do {
@@ -168,6 +212,9 @@ void Correspondence::check_same_door(const std::vector<Letter>& letters,
   for (std::size_t rank = 0; rank < letters.size(); ++rank) {
     const auto& [envelope, body] = letters[rank].opened;
     const bool mine = static_cast<int>(rank) == group_->rank();
+    if (!mine && letters[rank].bytes.empty()) {
+      continue;  // another rank speaks for it
+    }
     if (mine ? reason == nullptr : (envelope.flags & kExact) == 0) {
       exchanging.push_back(static_cast<int>(rank));
       continue;
@@ -203,8 +250,50 @@ void Correspondence::introduce_exact(const std::string& reason) {
 }
 
 void Correspondence::stop(const Statement& own, const std::string& reason) {
-  send(MessageKind::step, kExact, own, reason_body(reason));
-  check_same_door(take_all(MessageKind::step, own.exchange), &reason);
+  if (leads()) {
+    check_same_door(take_from(site(), MessageKind::check, own.exchange), &reason);
+    send(MessageKind::step, kExact, own, reason_body(reason));
+  } else {
+    tell_leader(kExact, own, reason_body(reason));
+  }
+  check_same_door(take_from(senders(), MessageKind::step, own.exchange), &reason);
+}
+
+void Correspondence::tell_leader(std::uint16_t flags, const Statement& own,
+                                 std::span<const std::byte> body) {
+  group_->send(group_->sites().leader_of(group_->rank()),
+               seal(envelope(MessageKind::check, flags, own), body));
+}
+
+void Correspondence::report(const Statement& own, std::uint16_t flags, std::uint64_t fingerprint) {
+  tell_leader(flags, own, std::as_bytes(std::span(&fingerprint, 1)));
+}
+
+Correspondence::Reports Correspondence::take_reports(const Statement& own,
+                                                     std::uint64_t fingerprint, bool edited) {
+  const auto letters = take_from(site(), MessageKind::check, own.exchange);
+  check_same_door(letters, nullptr);
+  check_agreement(letters, own);
+  Reports reports;
+  reports.gain = gain_of(letters, own).value_or(kGainUnknown);
+  RanksByValue fingerprints = {{fingerprint, {group_->rank()}}};
+  for (const int member : site()) {
+    const auto& [envelope, body] = letters[static_cast<std::size_t>(member)].opened;
+    reports.ask_resync = reports.ask_resync || (envelope.flags & kAsksResync) != 0;
+    std::uint64_t theirs = 0;
+    std::memcpy(&theirs, body.data(), sizeof theirs);  // open() has checked the size
+    fingerprints[theirs].push_back(member);
+  }
+  if (fingerprints.size() > 1 && !edited && !reports.ask_resync) {
+    throw ExchangeError(fmt::format(
+        "rank {}: the weights of {} are not the same on its ranks before {}: {} from the others. A "
+        "script that edits weights on some rank (call torch_distro.resync(module) after it), an "
+        "optimizer that does not step alike on their hardware, or a memory fault; resume from a "
+        "checkpoint, or give each rank a site of its own.",
+        group_->rank(), group_->sites().name(group_->sites().participant_of(group_->rank())),
+        where(own.exchange), minority(fingerprints)));
+  }
+  return reports;
 }
 
 std::vector<Letter> Correspondence::introduce(const Statement& own,
@@ -256,8 +345,8 @@ void Correspondence::check_agreement(const std::vector<Letter>& letters,
   checksums[own.checksum].push_back(group_->rank());
   for (std::size_t peer = 0; peer < letters.size(); ++peer) {
     const auto& envelope = letters[peer].opened.envelope;
-    if (static_cast<int>(peer) == group_->rank()) {
-      continue;
+    if (letters[peer].bytes.empty()) {
+      continue;  // the own rank, or one for which another speaks
     }
     if (envelope.geometry != geometry_) {
       throw ExchangeError(
@@ -270,16 +359,15 @@ void Correspondence::check_agreement(const std::vector<Letter>& letters,
   }
   if (checksums.size() > 1) {
     throw ExchangeError(
-        fmt::format("rank {}: the reference weights have drifted apart before {}: {} of {} differ "
+        fmt::format("rank {}: the reference weights have drifted apart before {}: {} "
                     "from the others. "
                     "A memory fault, or a different build on some rank; resume from a checkpoint.",
-                    group_->rank(), where(own.exchange),
-                    ranks_text(minority(checksums, letters.size())), letters.size()));
+                    group_->rank(), where(own.exchange), minority(checksums)));
   }
 }
 
 std::vector<Letter> Correspondence::take_step(const Statement& own) {
-  auto letters = take_all(MessageKind::step, own.exchange);
+  auto letters = take_from(senders(), MessageKind::step, own.exchange);
   check_same_door(letters, nullptr);
   check_finite(letters);
   check_agreement(letters, own);

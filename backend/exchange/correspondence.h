@@ -37,7 +37,8 @@ class Correspondence {
   [[nodiscard]] std::uint32_t module() const noexcept { return module_; }
   [[nodiscard]] std::span<const TensorSpec> tensors() const noexcept { return tensors_; }
 
-  /// Send to every other rank.
+  /// Send to every other rank; a step: to those of which this rank's participant is another, or
+  /// whom it leads.
   void send(MessageKind kind, std::uint16_t flags, const Statement& statement,
             std::span<const std::byte> body);
 
@@ -48,8 +49,29 @@ class Correspondence {
   /// The same from a rank that does not exchange the module, because of `reason`: no other may.
   void introduce_exact(const std::string& reason);
 
-  /// Every rank's step message under the own statement's number; checks finite weights, geometry,
-  /// gain and checksum.
+  /// Whether this rank sends the steps of its participant.
+  [[nodiscard]] bool leads() const;
+
+  /// Whether this rank has others that act as one with it.
+  [[nodiscard]] bool has_site() const;
+
+  /// Before a step, on a rank of a site that does not lead it: tell the leader what it must hear
+  /// from all. `fingerprint`: of this rank's weights.
+  void report(const Statement& own, std::uint16_t flags, std::uint64_t fingerprint);
+
+  /// What the leader of a site has heard.
+  struct Reports {
+    bool ask_resync = false;
+    float gain = kGainUnknown;  ///< Of the ranks that know theirs, the own one included.
+  };
+
+  /// The reports of the own site, on its leader; checks geometry, gain and checksum, and that all
+  /// have the leader's weights (but where the script has edited some: `edited`, or their flag).
+  Reports take_reports(const Statement& own, std::uint64_t fingerprint, bool edited);
+
+  /// Every other participant's step message under the own statement's number, where this rank does
+  /// not lead the own one's as well; checks finite weights, geometry, gain and checksum. By the
+  /// rank that wrote it; empty for the others.
   std::vector<Letter> take_step(const Statement& own);
 
   /// Instead of a step: this rank stops exchanging the module, because of `reason`; so must all.
@@ -77,6 +99,13 @@ class Correspondence {
 
  private:
   std::vector<Letter> take_all(MessageKind kind, std::uint64_t exchange);
+  std::vector<Letter> take_from(const std::vector<int>& peers, MessageKind kind,
+                                std::uint64_t exchange);
+  void tell_leader(std::uint16_t flags, const Statement& own, std::span<const std::byte> body);
+  [[nodiscard]] Envelope envelope(MessageKind kind, std::uint16_t flags,
+                                  const Statement& statement) const;
+  [[nodiscard]] std::vector<int> site() const;
+  [[nodiscard]] std::vector<int> senders() const;
   void check_finite(const Letter& letter, int peer) const;
   void check_finite(const std::vector<Letter>& letters) const;
   void check_same_door(const std::vector<Letter>& letters, const std::string* reason) const;

@@ -16,8 +16,10 @@ struct Counters {
   std::atomic<std::uint64_t> exact_bytes{0};     ///< Their input bytes.
   std::atomic<std::uint64_t> gradient_bytes{0};  ///< What dense training would have reduced.
   std::atomic<std::uint64_t> payload_bytes_sent{
-      0};  ///< Records, headers included, once for each receiver.
+      0};  ///< Records to other participants, headers included, once for each receiver.
   std::atomic<std::uint64_t> payload_bytes_received{0};
+  /// Handed to the other ranks of this rank's site: gradients, and records that are passed on.
+  std::atomic<std::uint64_t> site_bytes{0};
   std::atomic<std::uint64_t> resyncs{0};
   std::atomic<std::uint64_t> orphaned_records{
       0};  ///< Records of modules that this rank has let go.

@@ -12,11 +12,9 @@ namespace distro::exchange {
 namespace {
 
 void tell(Group& group, const transport::Bytes& message) {
-  for (int peer = 0; peer < group.world_size(); ++peer) {
+  for (const int neighbour : group.neighbours()) {
     try {
-      if (peer != group.rank()) {
-        group.send(peer, message);
-      }
+      group.send(neighbour, message);
     } catch (const transport::PeerError&) {
       // It is gone, and the others are to hear even so.
     }
@@ -33,7 +31,10 @@ std::string explain_difference(Group& group, std::span<const Letter> letters,
                                std::uint64_t geometry, std::uint32_t module,
                                const std::string& own) {
   const Stopwatch stopwatch(group.counters().wait_nanoseconds);
-  tell(group, seal({.kind = MessageKind::describe, .module = module, .geometry = geometry},
+  tell(group, seal({.kind = MessageKind::describe,
+                    .module = module,
+                    .origin = static_cast<std::uint32_t>(group.rank()),
+                    .geometry = geometry},
                    std::as_bytes(std::span(own))));
   const auto deadline = group.deadline();
   std::map<int, std::string> told = {{group.rank(), own}};

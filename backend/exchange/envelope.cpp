@@ -11,8 +11,8 @@ namespace distro::exchange {
 namespace {
 
 constexpr std::uint32_t kMagic = 0x52545844;  // "DXTR"
-constexpr std::uint8_t kVersion = 1;
-constexpr std::size_t kHeaderBytes = 44;
+constexpr std::uint8_t kVersion = 2;
+constexpr std::size_t kHeaderBytes = 48;
 constexpr std::size_t kCheckBytes = 8;
 static_assert(kHeaderBytes + kCheckBytes == kEnvelopeBytes);
 // The layout is little-endian; a big-endian port has to swap in put() and get().
@@ -58,10 +58,11 @@ void check_kind(const Envelope& envelope, std::size_t body_bytes) {
   constexpr std::size_t kCountBytes = 8;
   const bool non_finite = (envelope.flags & kNonFinite) != 0;
   const bool exact = (envelope.flags & kExact) != 0;
+  const bool check = envelope.kind == MessageKind::check;
   const bool step = envelope.kind == MessageKind::step;
   const bool describe = envelope.kind == MessageKind::describe;
-  const std::size_t least =
-      (envelope.kind == MessageKind::begin ? kCountBytes : 0) + (non_finite ? kIndexBytes : 0);
+  const bool counts = envelope.kind == MessageKind::begin || (check && !exact);
+  const std::size_t least = (counts ? kCountBytes : 0) + (non_finite ? kIndexBytes : 0);
   std::size_t most = least;
   if (exact) {
     most += kMaxReasonBytes;
@@ -74,14 +75,16 @@ void check_kind(const Envelope& envelope, std::size_t body_bytes) {
     throw EnvelopeError(
         fmt::format("a body of {} bytes does not belong to its kind and flags", body_bytes));
   }
-  const bool numbered = step || envelope.kind == MessageKind::average;
-  if ((!numbered && envelope.exchange != 0) || (step && envelope.exchange == 0) ||
-      (!step && envelope.gain != 0.0F) || envelope.gain < 0.0F) {
+  const bool of_exchange = step || check;
+  const bool numbered = of_exchange || envelope.kind == MessageKind::average;
+  if ((!numbered && envelope.exchange != 0) || (of_exchange && envelope.exchange == 0) ||
+      (!of_exchange && envelope.gain != 0.0F) || envelope.gain < 0.0F) {
     throw EnvelopeError("its exchange number or gain does not belong to its kind");
   }
-  const bool begin_or_step = step || envelope.kind == MessageKind::begin;
-  if ((!step && (envelope.flags & kAsksResync) != 0) || (describe && non_finite) ||
-      (exact && (!begin_or_step || envelope.flags != kExact))) {
+  const bool begin_or_exchange = of_exchange || envelope.kind == MessageKind::begin;
+  if ((!of_exchange && (envelope.flags & kAsksResync) != 0) ||
+      ((describe || check) && non_finite) ||
+      (exact && (!begin_or_exchange || envelope.flags != kExact))) {
     throw EnvelopeError("its flags do not belong to its kind");
   }
 }
@@ -100,6 +103,7 @@ std::vector<std::byte> seal(const Envelope& envelope, std::span<const std::byte>
   put(out, static_cast<std::uint8_t>(envelope.kind));
   put(out, envelope.flags);
   put(out, envelope.module);
+  put(out, envelope.origin);
   put(out, envelope.gain);
   put(out, envelope.exchange);
   put(out, envelope.geometry);
@@ -129,6 +133,7 @@ Opened open(std::span<const std::byte> message) {
   const auto kind = get<std::uint8_t>(in);
   opened.envelope.flags = get<std::uint16_t>(in);
   opened.envelope.module = get<std::uint32_t>(in);
+  opened.envelope.origin = get<std::uint32_t>(in);
   opened.envelope.gain = get<float>(in);
   opened.envelope.exchange = get<std::uint64_t>(in);
   opened.envelope.geometry = get<std::uint64_t>(in);
@@ -144,7 +149,7 @@ Opened open(std::span<const std::byte> message) {
     throw EnvelopeError("its checksum does not fit its bytes");
   }
   if (kind < static_cast<std::uint8_t>(MessageKind::begin) ||
-      kind > static_cast<std::uint8_t>(MessageKind::reduction)) {
+      kind > static_cast<std::uint8_t>(MessageKind::check)) {
     throw EnvelopeError(fmt::format("unknown kind {}", kind));
   }
   opened.envelope.kind = static_cast<MessageKind>(kind);

@@ -21,6 +21,8 @@ enum class MessageKind : std::uint8_t {
   describe = 4,   ///< Names and shapes of the module's tensors, sent when geometries differ; the
                   ///< body is text.
   reduction = 5,  ///< One gradient reduction; the body is reduction_message.h's.
+  check = 6,      ///< What a rank of a site tells its leader at an exchange: the body is a
+                  ///< fingerprint of its weights (u64), or a reason.
 };
 
 /// Flags of a message.
@@ -49,6 +51,7 @@ struct Envelope {
   MessageKind kind = MessageKind::step;
   std::uint16_t flags = 0;
   std::uint32_t module = 0;  ///< Ordinal of the module in its group.
+  std::uint32_t origin = 0;  ///< Rank that wrote the message; others may have passed it on.
   float gain = 0.0F;         ///< What the sender will multiply the mean of this exchange by.
   std::uint64_t exchange =
       0;  ///< Number of the exchange or reduction, from 1; 0 in begin and describe.
@@ -58,7 +61,7 @@ struct Envelope {
 };
 
 /// Size of everything in a message that is not body, in bytes.
-inline constexpr std::size_t kEnvelopeBytes = 52;
+inline constexpr std::size_t kEnvelopeBytes = 56;
 
 /// The message: envelope, body, and a 64-bit XXH3 over both.
 std::vector<std::byte> seal(const Envelope& envelope, std::span<const std::byte> body);

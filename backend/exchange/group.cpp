@@ -58,11 +58,14 @@ Group::Group(const Identity& identity, const Options& options, Meeting meeting)
       bind_address_(std::move(meeting.bind_address)),
       round_(meeting.round),
       own_devices_(meeting.own_devices),
+      site_own_devices_(meeting.site_own_devices),
+      sites_(std::move(meeting.sites)),
       channel_(std::move(meeting.channel)),
       arena_(threads(options, meeting.local_ranks)),
       timeout_(identity.timeout) {
   if (channel_) {
-    mailbox_.emplace(*channel_, counters_, identity_.rank, identity_.world_size);
+    post_.emplace(*channel_, counters_, sites_, identity_.rank);
+    mailbox_.emplace(*channel_, counters_, *post_, identity_.rank, identity_.world_size);
   }
 }
 
@@ -93,29 +96,18 @@ void Group::check_open() const {
   }
 }
 
-void Group::send_shared(int peer, const transport::SharedBytes& message) {
-  try {
-    channel_->send(peer, message);
-    counters_.payload_bytes_sent.fetch_add(message->size(), std::memory_order_relaxed);
-  } catch (const transport::PeerLeft&) {
-    // It has ended normally and needs no more from us. Whether we still need something from it
-    // shows when we take it.
-  }
-}
-
 void Group::broadcast(transport::Bytes message) {
   check_open();
-  const auto shared = std::make_shared<const transport::Bytes>(std::move(message));
-  for (int peer = 0; peer < world_size(); ++peer) {
-    if (peer != rank()) {
-      send_shared(peer, shared);
-    }
-  }
+  post_->spread(rank(), std::make_shared<const transport::Bytes>(std::move(message)));
 }
 
-void Group::send(int peer, transport::Bytes message) {
+void Group::send(int neighbour, transport::Bytes message) {
   check_open();
-  send_shared(peer, std::make_shared<const transport::Bytes>(std::move(message)));
+  post_->send(neighbour, std::make_shared<const transport::Bytes>(std::move(message)));
+}
+
+std::vector<int> Group::neighbours() const {
+  return post_ ? post_->neighbours() : std::vector<int>{};
 }
 
 Letter Group::take(int peer, const Subject& subject, transport::Deadline deadline) {

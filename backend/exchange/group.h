@@ -16,6 +16,7 @@
 #include "backend/exchange/counters.h"
 #include "backend/exchange/mailbox.h"
 #include "backend/exchange/options.h"
+#include "backend/exchange/post.h"
 #include "backend/exchange/rendezvous.h"
 #include "transport/channel.h"
 
@@ -52,6 +53,9 @@ class Group {
   /// one.
   [[nodiscard]] bool own_devices() const noexcept { return own_devices_; }
 
+  /// The same of the ranks of this rank's site.
+  [[nodiscard]] bool site_own_devices() const noexcept { return site_own_devices_; }
+
   /// How many groups these ranks have made before on the same store and prefix; part of the keys
   /// they use there.
   [[nodiscard]] std::uint64_t round() const noexcept { return round_; }
@@ -69,9 +73,16 @@ class Group {
   /// The engine of gradient reductions; null but in modes ef and demo with more than one rank.
   [[nodiscard]] Reductions* reductions() noexcept { return reductions_.get(); }
 
-  /// Send to every other rank, or to one; counts the payload.
+  /// Which ranks act as one.
+  [[nodiscard]] const Sites& sites() const noexcept { return sites_; }
+
+  /// Send to every other rank (those of other sites by way of leaders), or to a neighbour; counts
+  /// the payload.
   void broadcast(transport::Bytes message);
-  void send(int peer, transport::Bytes message);
+  void send(int neighbour, transport::Bytes message);
+
+  /// The ranks that this one sends to itself: all others, but where there are sites (post.h).
+  [[nodiscard]] std::vector<int> neighbours() const;
 
   Letter take(int peer, const Subject& subject, transport::Deadline deadline);
   void forget(std::uint32_t module);
@@ -117,15 +128,17 @@ class Group {
  private:
   Group(const Identity& identity, const Options& options, Meeting meeting);
   void check_open() const;
-  void send_shared(int peer, const transport::SharedBytes& message);
 
   const Identity identity_;
   const Options options_;
   const std::string bind_address_;
   const std::uint64_t round_;
   const bool own_devices_;
+  const bool site_own_devices_;
+  const Sites sites_;
   Counters counters_;
   const std::unique_ptr<transport::Channel> channel_;  // null in a group of one rank
+  std::optional<Post> post_;
   std::optional<Mailbox> mailbox_;
   tbb::task_arena arena_;
   std::mutex channel_mutex_;  // guards abort() and set_timeout() against close()

@@ -14,14 +14,16 @@ namespace {
 // How error texts name what a message is about.
 std::string name_of(const Subject& subject) {
   static constexpr std::string_view kNames[] = {"", "first training forward", "exchange",
-                                                "average()", "description"};
+                                                "average()", "description", "", "exchange"};
   if (subject.kind == MessageKind::reduction) {
     return fmt::format("gradient reduction {}", subject.exchange);
   }
   if (subject.module >= kReductionAnswers) {
     return "description of a gradient reduction";
   }
-  const auto done = subject.kind == MessageKind::step ? subject.exchange - 1 : subject.exchange;
+  const bool of_exchange =
+      subject.kind == MessageKind::step || subject.kind == MessageKind::check;
+  const auto done = of_exchange ? subject.exchange - 1 : subject.exchange;
   return fmt::format("{} (after exchange {}) of module {}",
                      kNames[static_cast<std::size_t>(subject.kind)], done, subject.module);
 }
@@ -55,21 +57,36 @@ bool fits(const Envelope& got, const Subject& subject) {
 
 }  // namespace
 
-Mailbox::Mailbox(transport::Channel& channel, Counters& counters, int rank, int world_size)
+Mailbox::Mailbox(transport::Channel& channel, Counters& counters, const Post& post, int rank,
+                 int world_size)
     : channel_(channel),
       counters_(counters),
+      post_(post),
       rank_(rank),
       fetching_(static_cast<std::size_t>(world_size)),
       stored_bytes_(static_cast<std::size_t>(world_size)) {}
 
-void Mailbox::sort(int peer, transport::Bytes bytes) {
-  counters_.payload_bytes_received.fetch_add(bytes.size(), std::memory_order_relaxed);
+void Mailbox::sort(int neighbour, transport::Bytes bytes) {
+  if (!post_.is_near(neighbour)) {
+    counters_.payload_bytes_received.fetch_add(bytes.size(), std::memory_order_relaxed);
+  }
   Letter letter(std::move(bytes));
   try {
     letter.opened = open(letter.bytes);
   } catch (const EnvelopeError& error) {
     throw ExchangeError(
-        fmt::format("rank {}: malformed message from rank {}: {}", rank_, peer, error.what()));
+        fmt::format("rank {}: malformed message from rank {}: {}", rank_, neighbour, error.what()));
+  }
+  const std::uint32_t writer = letter.opened.envelope.origin;
+  if (!post_.may_bring(neighbour, writer)) {
+    throw ExchangeError(
+        fmt::format("rank {}: rank {} sent a message in the name of rank {}, for which it does not "
+                    "speak",
+                    rank_, neighbour, writer));
+  }
+  const int peer = static_cast<int>(writer);
+  if (letter.opened.envelope.kind != MessageKind::check && post_.passes_on(peer)) {
+    post_.spread(peer, std::make_shared<const transport::Bytes>(letter.bytes));
   }
   const std::uint32_t module = letter.opened.envelope.module;
   const std::lock_guard lock(mutex_);
@@ -87,15 +104,15 @@ void Mailbox::sort(int peer, transport::Bytes bytes) {
   letters_[{peer, module}].push_back(std::move(letter));
 }
 
-bool Mailbox::fetch(int peer, const transport::Deadline* until) {
-  const std::lock_guard lock(fetching_[static_cast<std::size_t>(peer)]);
+bool Mailbox::fetch(int neighbour, const transport::Deadline* until) {
+  const std::lock_guard lock(fetching_[static_cast<std::size_t>(neighbour)]);
   if (until != nullptr) {
-    sort(peer, channel_.receive(peer, *until));
+    sort(neighbour, channel_.receive(neighbour, *until));
     return true;
   }
-  auto bytes = channel_.try_receive(peer);
+  auto bytes = channel_.try_receive(neighbour);
   if (bytes) {
-    sort(peer, std::move(*bytes));
+    sort(neighbour, std::move(*bytes));
   }
   return bytes.has_value();
 }
@@ -110,6 +127,7 @@ std::string Mailbox::mismatch(int peer, const Subject& subject, const Envelope& 
 
 Letter Mailbox::take(int peer, const Subject& subject, transport::Deadline deadline) {
   const auto start = transport::Clock::now();
+  const int neighbour = post_.way_to(peer);
   for (;;) {
     if (interrupted_) {
       throw Interrupted(fmt::format(
@@ -132,18 +150,18 @@ Letter Mailbox::take(int peer, const Subject& subject, transport::Deadline deadl
         return letter;
       }
     }
-    if (fetch(peer, nullptr)) {
+    if (fetch(neighbour, nullptr)) {
       continue;
     }
     const auto slice = std::min(deadline, transport::Clock::now() + kLookAgain);
     try {
-      fetch(peer, &slice);
+      fetch(neighbour, &slice);
     } catch (const transport::PeerTimeout&) {
       if (slice == deadline) {
         const std::chrono::duration<double> waited = transport::Clock::now() - start;
         const auto has_left = [&](int other) {
           try {
-            while (fetch(other, nullptr)) {
+            while (fetch(post_.way_to(other), nullptr)) {
             }
           } catch (const transport::PeerLeft&) {
             return true;

@@ -13,6 +13,7 @@
 
 #include "backend/exchange/counters.h"
 #include "backend/exchange/envelope.h"
+#include "backend/exchange/post.h"
 #include "transport/channel.h"
 
 namespace distro::exchange {
@@ -45,14 +46,16 @@ struct Letter {
   Opened opened;  ///< Borrows from bytes.
 };
 
-/// Sorts the messages of a group's channel by peer and module, so that several modules of one
-/// process can exchange in any order; those of one module come in the order in which the peer sent
-/// them. Thread-safe; a wait for one module does not hold up another's.
+/// Sorts the messages of a group's channel by writer and module, so that several modules of one
+/// process can exchange in any order; those of one module come in the order in which they were
+/// written. What a leader of a site fetches it passes on to whom it concerns (post.h). Thread-safe;
+/// a wait for one module does not hold up another's.
 class Mailbox {
  public:
-  Mailbox(transport::Channel& channel, Counters& counters, int rank, int world_size);
+  Mailbox(transport::Channel& channel, Counters& counters, const Post& post, int rank,
+          int world_size);
 
-  /// The next message of `peer` about the module, which must be on `subject`; waits until the
+  /// The next message that `peer` wrote about the module, which must be on `subject`; waits until the
   /// deadline. Throws transport::PeerError as Channel::receive does, and ExchangeError (naming the
   /// peer) when what it sends cannot be opened or is about something else: the ranks then do not do
   /// the same things in the same order.
@@ -65,23 +68,24 @@ class Mailbox {
   void forget(std::uint32_t module);
 
  private:
-  using Key = std::pair<int, std::uint32_t>;  // peer, module
+  using Key = std::pair<int, std::uint32_t>;  // who wrote it, module
 
-  // Fetch one message of the peer and sort it in; waits until `until` (null: not at all). Whether
-  // there was one.
-  bool fetch(int peer, const transport::Deadline* until);
-  void sort(int peer, transport::Bytes bytes);
+  // Fetch one message of the neighbour and sort it in; waits until `until` (null: not at all).
+  // Whether there was one.
+  bool fetch(int neighbour, const transport::Deadline* until);
+  void sort(int neighbour, transport::Bytes bytes);
   [[nodiscard]] std::string mismatch(int peer, const Subject& subject, const Envelope& got) const;
 
   transport::Channel& channel_;
   Counters& counters_;
+  const Post& post_;
   const int rank_;
   std::atomic<bool> interrupted_{false};
   std::vector<std::mutex>
-      fetching_;  // by peer: keeps a peer's messages in order between two threads
+      fetching_;  // by neighbour: keeps its messages in order between two threads
   std::mutex mutex_;
   std::map<Key, std::deque<Letter>> letters_;  // guarded by mutex_
-  std::vector<std::size_t> stored_bytes_;      // by peer, guarded by mutex_
+  std::vector<std::size_t> stored_bytes_;      // by writer, guarded by mutex_
   std::set<std::uint32_t> forgotten_;          // guarded by mutex_
 };
 

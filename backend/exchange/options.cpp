@@ -10,6 +10,7 @@
 #include <span>
 #include <vector>
 
+#include "backend/exchange/sites.h"
 #include "backend/exchange/text.h"
 
 extern char** environ;  // NOLINT(readability-redundant-declaration): POSIX declares it in no header
@@ -59,6 +60,13 @@ Mode mode(std::string_view text) {
                                                                   {"demo", Mode::demo},
                                                                   {"dense", Mode::dense}};
   return choice<Mode>(text, kValues);
+}
+
+std::string_view site(std::string_view text) {
+  if (!is_site(text)) {
+    throw BadValue{};
+  }
+  return text;
 }
 
 plugins::Transform transform(std::string_view text) {
@@ -165,7 +173,8 @@ const std::vector<Entry>& entries() {
        }},
       {"delay", true, "1, 0",
        [](Options& o, std::string_view t) { o.delay = number<int>(t, 0, 1); }},
-      {"site", true, "nothing", later("")},
+      {"site", true, "host, or a label of up to 64 letters, digits, '.', '_' and '-'",
+       [](Options& o, std::string_view t) { o.site = site(t); }},
       {"transport", true, "tcp, ipc, inproc, or the path of a shared library, with a /",
        transport_option},
       {"min_elements", true, "a whole number from 1 to 2^40",
@@ -294,6 +303,12 @@ Options resolve_options(const StringMap& environment, const StringMap& overrides
                                     fmt::join(known, ", ")));
     }
     set(options, *found, fmt::format("Options({})", name), text);
+  }
+  if (!options.site.empty() && exchanges_gradients(options.mode)) {
+    throw OptionError(
+        fmt::format("DISTRO_SITE={}: ranks act as one site in mode weights (or auto) only, not in "
+                    "mode {}. Unset it, or choose another mode.",
+                    options.site, name_of(options.mode)));
   }
   for (const auto& setting : overrides) {
     check_mode(*std::ranges::find(entries(), setting.first, &Entry::name), options.mode);

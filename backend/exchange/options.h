@@ -37,6 +37,7 @@ struct Options {
   std::optional<double> share;        ///< Empty: gain / participants.
   std::uint32_t value_bits = 1;       ///< 1 or 32.
   int delay = 1;                      ///< Steps that an exchange may travel: 0 or 1.
+  std::string site;                   ///< A label, "host", or empty: ranks that act as one.
   std::uint64_t min_elements = 4096;  ///< ef, demo: smallest reduction that is compressed.
   plugins::Transform transform = plugins::Transform::dct;  ///< ef, demo.
   std::optional<double> beta;  ///< ef, demo: decay of the residual; empty: 1 in ef, 0.999 in demo.

@@ -112,7 +112,7 @@ void ReductionExchange::encode_and_send(OpenReduction& open, std::uint32_t strea
                            .slot = slot,
                            .non_finite = open.non_finite,
                            .record = record},
-                          stream, open.number, open.geometry);
+                          group_.rank(), stream, open.number, open.geometry);
   };
   if (!reduction.scatter) {
     group_.broadcast(sealed(records.front()));
@@ -129,7 +129,7 @@ void ReductionExchange::open(OpenReduction& open) {
   const std::string text = description(open.reduction);
   open.geometry = XXH3_64bits(text.data(), text.size());
   if (open.reduction.exact) {
-    group_.broadcast(seal_reduction({.exact = true}, kReductions, open.number, open.geometry));
+    group_.broadcast(seal_reduction({.exact = true}, group_.rank(), kReductions, open.number, open.geometry));
   } else {
     encode_and_send(open, kReductions, open.reduction.slot);
   }

@@ -43,8 +43,9 @@ std::vector<std::uint32_t> get_list(std::span<const std::byte>& in, std::size_t 
 
 }  // namespace
 
-std::vector<std::byte> seal_reduction(const ReductionMessage& message, std::uint32_t stream,
-                                      std::uint64_t number, std::uint64_t geometry) {
+std::vector<std::byte> seal_reduction(const ReductionMessage& message, int writer,
+                                      std::uint32_t stream, std::uint64_t number,
+                                      std::uint64_t geometry) {
   std::vector<std::byte> body;
   body.reserve(kReductionHeaderBytes + sizeof(std::uint32_t) * (1 + message.non_finite.size()) +
                message.record.size());
@@ -62,6 +63,7 @@ std::vector<std::byte> seal_reduction(const ReductionMessage& message, std::uint
   return seal({.kind = MessageKind::reduction,
                .flags = flags,
                .module = stream,
+               .origin = static_cast<std::uint32_t>(writer),
                .exchange = number,
                .geometry = geometry,
                .checksum = message.checksum},

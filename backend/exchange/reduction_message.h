@@ -20,9 +20,11 @@ struct ReductionMessage {
   std::span<const std::byte> record = {};      ///< The codec's; borrowed.
 };
 
-/// The sealed message of reduction `number` on `stream` (kReductions or kReductionAnswers).
-std::vector<std::byte> seal_reduction(const ReductionMessage& message, std::uint32_t stream,
-                                      std::uint64_t number, std::uint64_t geometry);
+/// The sealed message of rank `writer` in reduction `number` on `stream` (kReductions or
+/// kReductionAnswers).
+std::vector<std::byte> seal_reduction(const ReductionMessage& message, int writer,
+                                      std::uint32_t stream, std::uint64_t number,
+                                      std::uint64_t geometry);
 
 /// The other way; `tensors`: how many `non_finite` may name. Borrows from the opened message.
 /// Throws EnvelopeError on what seal_reduction() does not write.

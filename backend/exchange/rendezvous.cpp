@@ -18,12 +18,13 @@ using nlohmann::json;
 
 // Version of what ranks tell each other in the store and in records. Ranks of different versions do
 // not mix.
-constexpr int kVersion = 1;
+constexpr int kVersion = 2;
 
 struct Hello {
   int version = 0;
   std::uint64_t group = 0;
   Placement placement;
+  std::string site;
   StringMap options;
 };
 
@@ -195,6 +196,7 @@ Meeting meet(BlobStore& store, const Identity& identity, const Options& options)
                  {"group", random_group()},
                  {"host", host},
                  {"devices", identity.devices},
+                 {"site", site_label(options.site, host)},
                  {"options", options.agreed()}});
   std::vector<Hello> hellos;
   for (int rank = 0; rank < identity.world_size; ++rank) {
@@ -202,18 +204,31 @@ Meeting meet(BlobStore& store, const Identity& identity, const Options& options)
       return Hello{blob.at("version"),
                    blob.at("group"),
                    {blob.at("host"), blob.at("devices")},
+                   blob.value("site", ""),
                    blob.at("options")};
     }));
   }
   compare(hellos);
 
   std::vector<Placement> placements;
+  std::vector<std::string> sites;
   for (const auto& hello : hellos) {
     placements.push_back(hello.placement);
+    sites.push_back(hello.site);
+  }
+  if (const std::string forgotten = forgotten_site(sites, placements); !forgotten.empty()) {
+    throw ExchangeError(fmt::format(
+        "{}. Give all ranks of a host a site, or none of them.", forgotten));
   }
   const auto local = std::ranges::count(placements, host, &Placement::host);
   Meeting meeting;
   meeting.round = board.round();
+  meeting.sites = Sites(sites);
+  std::vector<Placement> near;
+  for (const int member : meeting.sites.site_of(identity.rank)) {
+    near.push_back(placements[static_cast<std::size_t>(member)]);
+  }
+  meeting.site_own_devices = each_can_have_its_own(near);
   meeting.own_devices = each_can_have_its_own(placements);
   meeting.local_ranks = static_cast<int>(std::max<std::ptrdiff_t>(local, 1));
   const bool one_host = local == static_cast<std::ptrdiff_t>(hellos.size());

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "backend/exchange/options.h"
+#include "backend/exchange/sites.h"
 #include "transport/channel.h"
 
 namespace distro::exchange {
@@ -39,11 +40,14 @@ struct Meeting {
   bool own_devices = false;                     ///< Every rank can have an accelerator for itself.
   std::uint64_t round = 0;   ///< Groups that these ranks made before on the same store and prefix.
   std::string bind_address;  ///< Address of this host that peers may reach.
+  Sites sites = Sites::none(1);   ///< Which ranks act as one.
+  bool site_own_devices = false;  ///< As own_devices, of the ranks of the own site.
 };
 
 /// Meet the other ranks of the group in the store, compare versions and options, and open the
-/// channel. Throws ExchangeError on every rank when ranks differ (naming ranks, option and values)
-/// or when a rank could not open its channel; transport::ConfigError on the rank that could not;
+/// channel. Throws ExchangeError on every rank when ranks differ (naming ranks, option and values),
+/// when some ranks of a host have a site and some have none, or when a rank could not open its
+/// channel; transport::ConfigError on the rank that could not;
 /// transport::PeerTimeout when a rank does not come.
 Meeting meet(BlobStore& store, const Identity& identity, const Options& options);
 

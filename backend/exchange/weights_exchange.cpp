@@ -46,15 +46,15 @@ plugins::Geometry checked_geometry(const Options& options, std::span<const Tenso
 }  // namespace
 
 struct WeightsExchange::Exchange {
-  std::vector<plugins::ParsedRecord> records;  // by rank
+  std::vector<plugins::ParsedRecord> records;  // by participant
   bool resync = false;
   float gain = 1.0F;
 
-  // Every rank is a participant of the same weight.
-  [[nodiscard]] std::vector<plugins::Contribution> contributions() const {
+  [[nodiscard]] std::vector<plugins::Contribution> contributions(const Sites& sites) const {
     std::vector<plugins::Contribution> result;
-    for (const auto& record : records) {
-      result.push_back({&record, 1.0F / static_cast<float>(records.size())});
+    for (int participant = 0; participant < sites.participants(); ++participant) {
+      result.push_back(
+          {&records[static_cast<std::size_t>(participant)], sites.weight(participant)});
     }
     return result;
   }
@@ -73,8 +73,9 @@ float WeightsExchange::share() const {
   if (const auto& fixed = group_->options().share) {
     return static_cast<float>(*fixed);
   }
-  const auto size = static_cast<float>(group_->world_size());
-  return (sent_.gain == kGainUnknown ? std::sqrt(size) : sent_.gain) / size;
+  const Sites& sites = group_->sites();
+  const float gain = sent_.gain == kGainUnknown ? sites.gain() : sent_.gain;
+  return sites.share(sites.participant_of(group_->rank()), gain);
 }
 
 // Runs one of the collective functions. After an error the ranks may stand at different places of
@@ -174,12 +175,12 @@ float WeightsExchange::gain_of(const std::vector<Letter>& letters) {
   if (const auto gain = ranks_.gain_of(letters, sent_)) {
     return *gain;
   }
-  const float gain = std::sqrt(static_cast<float>(group_->world_size()));
+  const float gain = group_->sites().gain();
   if (moved_ && !warned_gain_) {
     warned_gain_ = true;
     group_->log(LogLevel::warning,
                 fmt::format("module {}: its weights move, but no torch.optim optimizer was seen to "
-                            "step them. The mean of the ranks' moves is multiplied by {:.3g}, "
+                            "step them. The mean of the participants' moves is multiplied by {:.3g}, "
                             "which is right for optimizers that normalise, as Adam does; for "
                             "hand-written SGD set DISTRO_GAIN=1.",
                             ordinal(), gain));
@@ -192,38 +193,69 @@ WeightsExchange::Exchange WeightsExchange::collect() {
   const auto letters = ranks_.take_step(sent_);
   Exchange exchange;
   exchange.gain = gain_of(letters);
-  exchange.records.resize(letters.size());
-  std::vector<std::string> errors(letters.size());
+  const Sites& sites = group_->sites();
+  exchange.records.resize(static_cast<std::size_t>(sites.participants()));
+  std::vector<std::string> errors(exchange.records.size());
   const Stopwatch stopwatch(group_->counters().decode_nanoseconds);
-  const auto own = static_cast<std::size_t>(group_->rank());
+  const auto letter_of = [&](std::size_t participant) -> const Letter& {
+    return letters[static_cast<std::size_t>(sites.leader(static_cast<int>(participant)))];
+  };
   group_->arena().execute([&] {
-    tbb::parallel_for(std::size_t{0}, letters.size(), [&](std::size_t peer) {
-      if (peer == own) {
-        return;
+    tbb::parallel_for(std::size_t{0}, errors.size(), [&](std::size_t participant) {
+      if (letter_of(participant).bytes.empty()) {
+        return;  // this rank's own
       }
       try {
-        exchange.records[peer] = codec_->parse(letters[peer].opened.body);
+        exchange.records[participant] = codec_->parse(letter_of(participant).opened.body);
       } catch (const plugins::RecordError& error) {
-        errors[peer] = error.what();
+        errors[participant] = error.what();
       }
     });
   });
-  for (std::size_t peer = 0; peer < errors.size(); ++peer) {
-    if (!errors[peer].empty()) {
-      ranks_.blame(static_cast<int>(peer),
-                   fmt::format("rank {}: malformed record from rank {} in {}: {}", own, peer,
-                               ranks_.where(sent_.exchange), errors[peer]));
+  for (std::size_t participant = 0; participant < errors.size(); ++participant) {
+    if (!errors[participant].empty()) {
+      const int peer = sites.leader(static_cast<int>(participant));
+      ranks_.blame(peer,
+                   fmt::format("rank {}: malformed record from rank {} in {}: {}", group_->rank(),
+                               peer, ranks_.where(sent_.exchange), errors[participant]));
     }
-    exchange.resync = exchange.resync || (letters[peer].opened.envelope.flags & kAsksResync) != 0;
+    exchange.resync = exchange.resync ||
+                      (letter_of(participant).opened.envelope.flags & kAsksResync) != 0;
   }
-  exchange.records[own] = std::move(own_);
+  if (ranks_.leads()) {
+    exchange.records[own()] = std::move(own_);
+  }
   exchange.resync = std::exchange(asked_, false) || exchange.resync;
   in_flight_ = false;
   return exchange;
 }
 
-void WeightsExchange::send_step(std::uint16_t flags, std::span<const std::byte> body) {
-  ranks_.send(MessageKind::step, flags, sent_, body);
+// Which contribution is this participant's.
+std::size_t WeightsExchange::own() const {
+  return static_cast<std::size_t>(group_->sites().participant_of(group_->rank()));
+}
+
+// Say what this rank has done in an exchange: to its leader, or, once all of the site have said so,
+// to the other participants. `edited`: the script has overwritten the weights.
+void WeightsExchange::send(const plugins::Step& step, std::uint64_t fingerprint, bool edited) {
+  sent_.checksum = codec_->checksum();
+  asked_ = edited;
+  if (step.non_finite) {
+    if (ranks_.leads()) {
+      ranks_.send(MessageKind::step, kNonFinite, sent_, non_finite_body(*step.non_finite));
+    }
+    ranks_.fail_non_finite(*step.non_finite, sent_.exchange);
+  }
+  if (!ranks_.leads()) {
+    ranks_.report(sent_, edited ? kAsksResync : std::uint16_t{0}, fingerprint);
+  } else {
+    if (ranks_.has_site()) {
+      const auto reports = ranks_.take_reports(sent_, fingerprint, edited);
+      asked_ = asked_ || reports.ask_resync;
+      sent_.gain = reports.gain;
+    }
+    ranks_.send(MessageKind::step, asked_ ? kAsksResync : std::uint16_t{0}, sent_, step.record);
+  }
   auto& counters = group_->counters();
   counters.exchanges.fetch_add(1, std::memory_order_relaxed);
   counters.gradient_bytes.fetch_add(exchange::gradient_bytes(ranks_.tensors()),
@@ -264,9 +296,11 @@ plugins::Step WeightsExchange::encode(Views x, const Exchange* due) {
   std::vector<plugins::Contribution> contributions;
   std::optional<plugins::Due> work;
   if (due != nullptr) {
-    contributions = due->contributions();
-    work = {contributions, static_cast<std::size_t>(group_->rank()), due->gain};
+    contributions = due->contributions(group_->sites());
+    work = {contributions, own(), due->gain};
   }
+  const plugins::Due* const apply = work ? &*work : nullptr;
+  const bool now = group_->options().delay == 1;
   plugins::Step step;
   if (marked_) {
     // x is the script's: leave it alone until all take the mean.
@@ -274,22 +308,27 @@ plugins::Step WeightsExchange::encode(Views x, const Exchange* due) {
       codec_->apply(*work);
     }
     step.record = codec_->empty_record();
-  } else if (group_->options().delay == 1) {
-    step = codec_->advance(x, work ? &*work : nullptr, share_left_, share());
+  } else if (!ranks_.leads()) {
+    step = now ? codec_->follow(x, apply, share_left_, share()) : plugins::Step{};
   } else {
-    step = codec_->encode(x, share_left_);
+    step = now ? codec_->advance(x, apply, share_left_, share()) : codec_->encode(x, share_left_);
   }
-  if (!step.non_finite) {
+  if (ranks_.leads() && !step.non_finite) {
     own_ = codec_->parse(step.record);
   }
   return step;
 }
 
-void WeightsExchange::settle(Views x, const Exchange& now) {
+// Delay 0: the exchange that was sent a moment ago. `share_before`: with which x was left before it.
+void WeightsExchange::settle(Views x, const Exchange& now, float share_before) {
   const Stopwatch stopwatch(group_->counters().encode_nanoseconds);
-  const auto contributions = now.contributions();
-  const plugins::Due work{contributions, static_cast<std::size_t>(group_->rank()), now.gain};
-  codec_->settle(x, work, share());
+  const auto contributions = now.contributions(group_->sites());
+  const plugins::Due work{contributions, own(), now.gain};
+  if (ranks_.leads()) {
+    codec_->settle(x, work, share());
+  } else if (const auto bad = codec_->follow(x, &work, share_before, share()).non_finite) {
+    ranks_.fail_non_finite(*bad, sent_.exchange);
+  }
 }
 
 void WeightsExchange::sync_locked(Views x, ExactCollectives& exact, float gain) {
@@ -300,23 +339,24 @@ void WeightsExchange::sync_locked(Views x, ExactCollectives& exact, float gain) 
   const bool resync = due && due->resync;
   ++sent_.exchange;
   sent_.gain = gain;
-  plugins::Step step;
   if (resync) {
     group_->counters().resyncs.fetch_add(1, std::memory_order_relaxed);
     take_mean(x, exact);
+  }
+  const float share_before = share_left_;
+  const bool edited = marked_;
+  const std::uint64_t fingerprint =
+      ranks_.has_site() ? codec_->fingerprint(x, sent_.exchange) : 0;
+  plugins::Step step;
+  if (resync) {
     step.record = codec_->empty_record();
     own_ = codec_->parse(step.record);
   } else {
     step = encode(x, due ? &*due : nullptr);
   }
-  sent_.checksum = codec_->checksum();
-  if (step.non_finite) {
-    send_step(kNonFinite, non_finite_body(*step.non_finite));
-    ranks_.fail_non_finite(*step.non_finite, sent_.exchange);
-  }
-  asked_ = std::exchange(marked_, false);
-  send_step(asked_ ? kAsksResync : std::uint16_t{0}, step.record);
-  if (!asked_ && !resync) {
+  marked_ = false;
+  send(step, fingerprint, edited);
+  if (!edited && !resync) {
     watch_move(step.move_mean);
     moved_ = step.move_mean > 0.0 && sent_.exchange > 1;  // fp64 weights "move" by rounding to W
     share_left_ = share();
@@ -327,7 +367,7 @@ void WeightsExchange::sync_locked(Views x, ExactCollectives& exact, float gain) 
       group_->counters().resyncs.fetch_add(1, std::memory_order_relaxed);
       take_mean(x, exact);
     } else {
-      settle(x, now);
+      settle(x, now, share_before);
     }
   }
   publish();

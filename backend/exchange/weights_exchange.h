@@ -28,6 +28,8 @@ struct ModuleState {
 
 /// `weights` mode of one module on one rank: what happens at its sync points (the DisTrO report's
 /// compressed exchange at every step, of weights instead of gradients; README.md, "How it works").
+/// Ranks of a site (sites.h) hold the same x, W and R, bit for bit: one of them, the leader, selects
+/// and sends, and all apply the same records.
 ///
 /// All functions but mark(), state() and load() are collective: every rank of the group calls the
 /// same ones in the same order, with the same tensors in the same order. They throw ExchangeError
@@ -102,8 +104,9 @@ class WeightsExchange {
   void average_locked(Views x, ExactCollectives& exact);
   void stay_exact_locked(Views x, ExactCollectives& exact, const std::string& reason);
   plugins::Step encode(Views x, const Exchange* due);
-  void settle(Views x, const Exchange& now);
-  void send_step(std::uint16_t flags, std::span<const std::byte> body);
+  void settle(Views x, const Exchange& now, float share_before);
+  void send(const plugins::Step& step, std::uint64_t fingerprint, bool edited);
+  [[nodiscard]] std::size_t own() const;
   Exchange collect();
   void take_mean(Views x, ExactCollectives& exact);
   void watch_move(double mean_move);
@@ -123,7 +126,7 @@ class WeightsExchange {
   Statement sent_;             // of the last exchange that was sent
   bool in_flight_ = false;     // it is not applied yet
   bool asked_ = false;         // it asks for a resync
-  plugins::ParsedRecord own_;  // what this rank sent in it
+  plugins::ParsedRecord own_;  // what this rank sent in it, if it sends for its participant
   float share_left_ = 0.0F;    // share with which x was left
   bool moved_ = false;         // the weights had moved when it was sent
   double usual_move_ = 0.0;    // moving average of the mean |move| of an element

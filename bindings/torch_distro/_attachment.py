@@ -15,6 +15,7 @@ from torch_distro._groups import backends_of
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _ONE_RANK = "one rank"
 _DENSE = "DISTRO_MODE=dense"
+_ONE_SITE = "all ranks are one site (DISTRO_SITE): nothing to exchange"
 
 # By group: a record of each module that it has had.
 _records: weakref.WeakKeyDictionary[Any, list[dict[str, Any]]] = weakref.WeakKeyDictionary()
@@ -73,7 +74,7 @@ class Attachment:
 
     def _go_exact(self, reason: str) -> None:
         self._note("exact", reason)
-        self._settled = reason in (_ONE_RANK, _DENSE)  # which all ranks have in common
+        self._settled = reason in (_ONE_RANK, _DENSE, _ONE_SITE)  # which all ranks have in common
         level = "info" if self._settled else "warning"
         self.group.log(level, f"module {self.name}: exact, nothing is compressed ({reason})")
         self.gradients = None
@@ -202,6 +203,8 @@ def _why_exact(module: DistributedDataParallel, group: Any) -> str:  # noqa: ANN
         return _ONE_RANK
     if group.mode == "dense":
         return _DENSE
+    if len(group.sites) == 1:
+        return _ONE_SITE
     if getattr(module, "mixed_precision", None) is not None:
         return "DDP's own mixed_precision swaps the weights; use torch.autocast instead"
     if getattr(module, "_delay_all_reduce_params", None):

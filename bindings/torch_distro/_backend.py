@@ -92,11 +92,12 @@ def make(store: dist.Store, rank: int, size: int, options: Any) -> Any:  # noqa:
     try:
         try:
             inner, ordered = _inner.make(store, handle, options), None
+            site = _inner.of_site(store, handle, options)
             if handle.exchanges_gradients:
-                ordered = _inner.gloo_of(store, "reductions", handle, options._timeout)
+                ordered = _inner.of_reductions(store, handle, options)
         except RuntimeError as error:
             handle.fail("init_process_group", str(error))
-        backend = core.ProcessGroupDistro(handle, inner, ordered, options)
+        backend = core.ProcessGroupDistro(handle, inner, ordered, site, options)
     except BaseException as error:
         handle.leave(f"rank {rank} could not make its backend: {error}")
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,39 +34,67 @@ def make(store: dist.Store, handle: Any, options: Any) -> Any:  # noqa: ANN401 -
         handle: the extension's Group, whose ranks have met.
         options: the extension's BackendOptions.
     """
-    prefix = f"distro/{handle.round}"
-    gloo = gloo_of(store, "gloo", handle, options._timeout)
+    ranks = range(handle.world_size)
+    return _dispatch(store, handle, options, f"distro/{handle.round}", ranks, handle.own_devices)
+
+
+def of_site(store: dist.Store, handle: Any, options: Any) -> Any:  # noqa: ANN401
+    """The same for the ranks of this rank's site; None where that is this rank, or all ranks."""
+    (ranks,) = (ranks for ranks in handle.sites if handle.rank in ranks)
+    if len(ranks) in (1, handle.world_size):
+        return None
+    prefix = f"distro/{handle.round}/site/{ranks[0]}"
+    return _dispatch(store, handle, options, prefix, ranks, handle.site_own_devices)
+
+
+def of_reductions(store: dist.Store, handle: Any, options: Any) -> dist.ProcessGroupGloo:  # noqa: ANN401
+    """Another Gloo of the whole group, for what modes ef and demo find to be exact."""
+    ranks = range(handle.world_size)
+    prefix = f"distro/{handle.round}/reductions"
+    return _gloo(dist.PrefixStore(prefix, store), handle, ranks, options._timeout)
+
+
+def _dispatch(
+    store: dist.Store,
+    handle: Any,  # noqa: ANN401
+    options: Any,  # noqa: ANN401
+    prefix: str,
+    ranks: Sequence[int],
+    own_devices: bool,
+) -> Any:  # noqa: ANN401
+    """Of `ranks` of the group; `prefix` tells the keys in the store from those of others."""
+    gloo = _gloo(dist.PrefixStore(f"{prefix}/gloo", store), handle, ranks, options._timeout)
 
     def nccl() -> Any:  # noqa: ANN401 - a type that torch exports only where it has NCCL
-        return _nccl(dist.PrefixStore(f"{prefix}/nccl", store), handle, options)
+        return _nccl(dist.PrefixStore(f"{prefix}/nccl", store), handle, ranks, options)
 
-    return extension().DeviceDispatch(gloo, nccl if handle.own_devices else None)
+    return extension().DeviceDispatch(gloo, nccl if own_devices else None)
 
 
-def _nccl(store: dist.Store, handle: Any, given: Any) -> Any:  # noqa: ANN401
+def _nccl(store: dist.Store, handle: Any, ranks: Sequence[int], given: Any) -> Any:  # noqa: ANN401
     """Connects at its first collective."""
     options = dist.ProcessGroupNCCL.Options()
     options._timeout = given._timeout
-    options.global_ranks_in_group = given.global_ranks_in_group
-    options.group_name = f"distro {handle.round}"  # type: ignore[assignment] # a str subtype
+    world = given.global_ranks_in_group or range(handle.world_size)
+    options.global_ranks_in_group = [world[rank] for rank in ranks]
+    options.group_name = f"distro {handle.round} {ranks[0]}"  # type: ignore[assignment] # a str subtype
     if hasattr(options, "lazy_init"):  # torch 2.15
         options.lazy_init = True
-    return dist.ProcessGroupNCCL(store, handle.rank, handle.world_size, options)
+    return dist.ProcessGroupNCCL(store, ranks.index(handle.rank), len(ranks), options)
 
 
-def gloo_of(
+def _gloo(
     store: dist.Store,
-    name: str,
     handle: Any,  # noqa: ANN401
+    ranks: Sequence[int],
     timeout: datetime.timedelta,
 ) -> dist.ProcessGroupGloo:
-    """A Gloo on the same address as the exchange; `name` tells it from the group's others."""
-    store = dist.PrefixStore(f"distro/{handle.round}/{name}", store)
+    """On the same address as the exchange."""
     options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._timeout = timeout
     options._devices = [_gloo_device(handle.bind_address or "127.0.0.1")]
     options._threads = 2
-    return dist.ProcessGroupGloo(store, handle.rank, handle.world_size, options)
+    return dist.ProcessGroupGloo(store, ranks.index(handle.rank), len(ranks), options)
 
 
 def _gloo_device(address: str) -> Any:  # noqa: ANN401 - a type that torch does not export

@@ -10,7 +10,7 @@ import signal
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -88,7 +88,7 @@ def launch(
     function: Callable[..., Any],
     *arguments: Any,  # noqa: ANN401
     backend: str | None = "distro",
-    env: dict[str, str] | None = None,
+    env: dict[str, str] | Sequence[dict[str, str]] | None = None,
     timeout: float = TIMEOUT_SECONDS,
     options: dict[str, Any] | None = None,
     deadline: float = 120.0,
@@ -96,7 +96,7 @@ def launch(
 ) -> list[Any | RankError | None]:
     """Result or error of each rank; None where a rank died without a word.
 
-    Fails when a rank is still running after `deadline` seconds: a hang is a failure by itself.
+    `env`: of all ranks, or by rank. Fails when a rank is still running after `deadline` seconds: a hang is a failure by itself.
     Where `awaited` ranks are given, the others are killed when those have ended.
     """
     # A server that has torch loaded forks the ranks: each starts in milliseconds, not in seconds.
@@ -112,7 +112,7 @@ def launch(
                     size,
                     backend,
                     f"{folder}/store",
-                    env or {},
+                    (env or {}) if not isinstance(env, Sequence) else env[rank],
                     timeout,
                     options,
                     queue,

@@ -1,0 +1,79 @@
+#include "backend/exchange/post.h"
+
+#include "backend/exchange/counters.h"
+
+namespace distro::exchange {
+
+Post::Post(transport::Channel& channel, Counters& counters, const Sites& sites, int rank)
+    : channel_(channel),
+      counters_(counters),
+      sites_(sites),
+      rank_(rank),
+      leader_(sites.leader_of(rank)) {
+  if (rank != leader_) {
+    site_.push_back(leader_);
+    return;
+  }
+  for (const int member : sites.site_of(rank)) {
+    if (member != rank) {
+      site_.push_back(member);
+    }
+  }
+  for (int participant = 0; participant < sites.participants(); ++participant) {
+    if (sites.leader(participant) != rank) {
+      other_sites_.push_back(sites.leader(participant));
+    }
+  }
+}
+
+bool Post::is_near(int neighbour) const { return sites_.leader_of(neighbour) == leader_; }
+
+int Post::way_to(int writer) const {
+  if (rank_ != leader_) {
+    return leader_;
+  }
+  return is_near(writer) ? writer : sites_.leader_of(writer);
+}
+
+bool Post::may_bring(int neighbour, std::uint32_t writer) const {
+  return writer < static_cast<std::uint32_t>(sites_.ranks()) &&
+         static_cast<int>(writer) != rank_ && way_to(static_cast<int>(writer)) == neighbour;
+}
+
+bool Post::passes_on(int writer) const {
+  return rank_ == leader_ && (is_near(writer) ? site_.size() > 1 || !other_sites_.empty()
+                                              : !site_.empty());
+}
+
+void Post::send(int neighbour, const transport::SharedBytes& message) const {
+  try {
+    channel_.send(neighbour, message);
+  } catch (const transport::PeerLeft&) {
+    // It has ended normally and needs no more from us. Whether we still need something from it
+    // shows when we take it.
+    return;
+  }
+  auto& counter = is_near(neighbour) ? counters_.site_bytes : counters_.payload_bytes_sent;
+  counter.fetch_add(message->size(), std::memory_order_relaxed);
+}
+
+std::vector<int> Post::neighbours() const {
+  std::vector<int> all = site_;
+  all.insert(all.end(), other_sites_.begin(), other_sites_.end());
+  return all;
+}
+
+void Post::spread(int writer, const transport::SharedBytes& message) const {
+  for (const int neighbour : site_) {
+    if (neighbour != writer) {
+      send(neighbour, message);
+    }
+  }
+  if (is_near(writer)) {
+    for (const int leader : other_sites_) {
+      send(leader, message);
+    }
+  }
+}
+
+}  // namespace distro::exchange

@@ -1,0 +1,52 @@
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "backend/exchange/envelope.h"
+#include "backend/exchange/sites.h"
+#include "transport/channel.h"
+
+namespace distro::exchange {
+
+struct Counters;
+
+/// The ways of messages in a group: a rank of a site knows its own leader only, leaders know each
+/// other and their ranks, and a leader passes on what concerns the others of its site, or the other
+/// sites. Where each rank is its own participant all are leaders, and everything goes straight.
+class Post {
+ public:
+  Post(transport::Channel& channel, Counters& counters, const Sites& sites, int rank);
+
+  /// Send what `writer` wrote, perhaps this rank itself, to the neighbours that get it from here. A
+  /// neighbour that has ended normally needs it no more.
+  void spread(int writer, const transport::SharedBytes& message) const;
+
+  [[nodiscard]] std::vector<int> neighbours() const;
+
+  /// Send to one neighbour.
+  void send(int neighbour, const transport::SharedBytes& message) const;
+
+  /// From whom what `writer` wrote comes to this rank.
+  [[nodiscard]] int way_to(int writer) const;
+
+  /// Whether `neighbour` may give this rank a message that `writer` wrote.
+  [[nodiscard]] bool may_bring(int neighbour, std::uint32_t writer) const;
+
+  /// Whether messages of `writer` go on to others from here.
+  [[nodiscard]] bool passes_on(int writer) const;
+
+  /// Whether the neighbour is of this rank's own site.
+  [[nodiscard]] bool is_near(int neighbour) const;
+
+ private:
+  transport::Channel& channel_;
+  Counters& counters_;
+  const Sites& sites_;
+  const int rank_;
+  const int leader_;              // this rank's own
+  std::vector<int> site_;         // the other ranks of the own site, on its leader; else the leader
+  std::vector<int> other_sites_;  // the other leaders, on a leader
+};
+
+}  // namespace distro::exchange

@@ -1,0 +1,126 @@
+"""Sites (DISTRO_SITE): what goes wrong in them, and what a script does to its weights."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import pytest
+import torch
+import torch_distro
+from models import adamw, batches, flat, train, wrapped
+from ranks import RankError, fail, launch, run
+from test_sites import TWO_BY_TWO, sites
+
+
+def _train(rank: int, size: int) -> None:
+    module = wrapped()
+    train(module, adamw(module), batches(rank, 30))
+
+
+def test_a_label_that_some_ranks_of_a_host_lack_is_an_error_that_names_them() -> None:
+    for error in fail(3, _train, env=sites("a", "", "a")):
+        assert "DISTRO_SITE is set for ranks 0, 2 and not for rank 1" in error.message
+
+
+def test_sites_belong_to_weights_mode() -> None:
+    for error in fail(2, _train, env={"DISTRO_SITE": "a", "DISTRO_MODE": "ef"}):
+        assert "DISTRO_SITE=a" in error.message and "weights" in error.message
+
+
+def test_a_bad_label_is_an_error_that_says_what_is_allowed() -> None:
+    for error in fail(2, _train, env={"DISTRO_SITE": "my house"}):
+        assert "DISTRO_SITE=my house is not allowed" in error.message
+
+
+def _drift(rank: int, size: int, culprit: int) -> None:
+    module = wrapped()
+
+    def damage(step: int) -> None:
+        if step == 5 and rank == culprit:
+            with torch.no_grad():
+                module.module.second.bias[7] += 1e-3
+
+    train(module, adamw(module), batches(rank, 40), damage)
+
+
+@pytest.mark.parametrize("culprit", [0, 1])
+def test_a_rank_whose_weights_drift_from_its_site_is_named(culprit: int) -> None:
+    for error in fail(4, _drift, culprit, env=sites("a", "a", "a", "b")):
+        assert "weights of site 'a' (ranks 0, 1, 2) are not the same on its ranks" in error.message
+        assert f"rank {culprit} of 3 differs" in error.message
+
+
+def _die(rank: int, size: int, culprit: int) -> None:
+    module = wrapped()
+
+    def kill(step: int) -> None:
+        if step == 5 and rank == culprit:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train(module, adamw(module), batches(rank, 40), kill)
+
+
+@pytest.mark.parametrize("culprit", [0, 1, 2, 3])
+def test_a_dead_rank_is_named_by_all_sites(culprit: int) -> None:
+    for rank, error in enumerate(launch(4, _die, culprit, env=TWO_BY_TWO, timeout=20)):
+        if rank != culprit:
+            assert isinstance(error, RankError)
+            assert error.kind == "DistBackendError"
+            assert f"rank {culprit}" in error.message
+
+
+def _edit(rank: int, size: int, editor: int, by_hand: bool) -> dict[str, Any]:
+    module = wrapped()
+    before: list[torch.Tensor] = []
+
+    def edit(step: int) -> None:
+        if step != 4 or rank != editor:
+            return
+        if by_hand:
+            with torch.no_grad():
+                module.module.first.weight.zero_()
+            torch_distro.resync(module)
+        else:
+            state = {name: value * 0.5 for name, value in module.state_dict().items()}
+            module.load_state_dict(state)
+
+    train(module, adamw(module), batches(rank, 12), edit)
+    stats = torch_distro.stats()
+    before.append(flat(module))
+    torch_distro.average(module)
+    return {"stats": stats, "own": before[0], "mean": flat(module)}
+
+
+@pytest.mark.parametrize("delay", ["0", "1"])
+@pytest.mark.parametrize("by_hand", [True, False])
+@pytest.mark.parametrize("editor", [0, 3])
+def test_weights_that_one_rank_edits_are_shared_by_all(
+    editor: int, by_hand: bool, delay: str
+) -> None:
+    env = [each | {"DISTRO_DELAY": delay} for each in TWO_BY_TWO]
+    ran = run(4, _edit, editor, by_hand, env=env)
+    for rank, own in enumerate(ran):
+        assert own["stats"]["resyncs"] == 1
+        assert own["stats"]["reference_checksum"] == ran[0]["stats"]["reference_checksum"]
+        assert torch.equal(own["own"], ran[rank // 2 * 2]["own"])
+        assert torch.equal(own["mean"], ran[0]["mean"])
+
+
+def _not_finite(rank: int, size: int, culprit: int) -> None:
+    module = wrapped()
+
+    def damage(step: int) -> None:
+        if step == 5 and rank // 2 == culprit:
+            with torch.no_grad():
+                module.module.second.bias[7] = float("nan")
+
+    train(module, adamw(module), batches(rank, 12), damage)
+
+
+@pytest.mark.parametrize("delay", ["0", "1"])
+def test_weights_of_a_site_that_are_not_finite_end_all_ranks(delay: str) -> None:
+    env = [each | {"DISTRO_DELAY": delay} for each in TWO_BY_TWO]
+    for error in fail(4, _not_finite, 1, env=env):
+        assert "non-finite" in error.message and "second.bias" in error.message
