@@ -86,7 +86,7 @@ def make(store: dist.Store, rank: int, size: int, options: Any) -> Any:  # noqa:
         ValueError, torch.distributed.DistBackendError: as :func:`create`.
     """
     core = extension()
-    from torch_distro import _attach, _inner, _sharded, _stats, _timeout
+    from torch_distro import _attach, _inner, _sharded, _site_mesh, _stats, _timeout
 
     handle = core.join(store, rank, size, options._timeout, options.overrides, _inner.devices())
     try:
@@ -105,5 +105,6 @@ def make(store: dist.Store, rank: int, size: int, options: Any) -> Any:  # noqa:
     with _installing:
         _attach.install()
         _sharded.install()
+        _site_mesh.install()
         _timeout.install()
     return backend

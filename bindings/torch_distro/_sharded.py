@@ -35,20 +35,20 @@ def _exchanges_weights(replicate: dist.ProcessGroup) -> bool:
     if not backends:
         return False
     group = backends[0].group
-    return group.mode != "dense" and not group.exchanges_gradients and group.world_size > 1
+    return group.mode != "dense" and not group.exchanges_gradients and len(group.sites) > 1
 
 
 def _note(
     module: nn.Module, shard: dist.ProcessGroup | None, replicate: dist.ProcessGroup | None
 ) -> None:
     """A root module whose parameters lie over `shard`, in replicas over `replicate`, is exact."""
-    replicas = backends_of(replicate) if replicate is not None else []
-    backends = replicas or (backends_of(shard) if shard is not None else [])
+    between = backends_of(replicate) if replicate is not None else []
+    backends = between or (backends_of(shard) if shard is not None else [])
     if not backends:
         return
     group = backends[0].group
     name = _name_of(module)
-    if replicas and group.exchanges_gradients:
+    if between and group.exchanges_gradients:
         reason = f"FSDP: the gradients of {group.world_size} replicas are compressed"
         add_record(group, name, group.mode, reason)
         group.log("info", f"module {name}: {group.mode} mode ({reason})")
@@ -61,15 +61,18 @@ def _note(
             "needs DistributedDataParallel"
         )
     elif replicate is not None:
-        reason = f"hybrid sharding over {shard.size()} ranks, of one replica"
+        replicas = "one replica" if replicate.size() == 1 else "replicas of one site"
+        reason = f"hybrid sharding over {shard.size()} ranks, of {replicas}"
+    elif len(group.sites) == 1:
+        reason = f"sharded over the {shard.size()} ranks of one site"
     else:
         reason = (
             f"sharded over {shard.size()} ranks: gathering the weights moves as much as the "
-            "gradients would. Compression needs replicas: hybrid sharding (HSDP) by a mesh of two "
-            "dimensions, or by DISTRO_SITE, once that is available"
+            "gradients would. Compression needs replicas: set DISTRO_SITE to the same label on the "
+            "ranks of each place, or use hybrid sharding (HSDP) by a mesh of two dimensions"
         )
     add_record(group, name, "exact", reason)
-    level = "info" if group.mode == "dense" else "warning"
+    level = "info" if group.mode == "dense" or len(group.sites) == 1 else "warning"
     group.log(level, f"module {name}: exact, nothing is compressed ({reason})")
 
 

@@ -18,6 +18,7 @@ std::vector<std::byte> sample(std::size_t body_bytes) {
   return seal({.kind = MessageKind::step,
                .flags = kAsksResync,
                .module = 3,
+               .origin = 5,
                .gain = 2.0F,
                .exchange = 77,
                .geometry = 0x1234,
@@ -33,6 +34,7 @@ TEST(Envelope, OpensToWhatWasSealed) {
     EXPECT_EQ(opened.envelope.kind, MessageKind::step);
     EXPECT_EQ(opened.envelope.flags, kAsksResync);
     EXPECT_EQ(opened.envelope.module, 3U);
+    EXPECT_EQ(opened.envelope.origin, 5U);
     EXPECT_EQ(opened.envelope.gain, 2.0F);
     EXPECT_EQ(opened.envelope.exchange, 77U);
     EXPECT_EQ(opened.envelope.geometry, 0x1234U);
@@ -56,7 +58,7 @@ TEST(Envelope, RejectsEveryFlippedByteTruncationAndLengthLie) {
         break;
       default: {
         const auto lie = static_cast<std::uint32_t>(random());
-        std::memcpy(message.data() + 40, &lie, sizeof lie);
+        std::memcpy(message.data() + 44, &lie, sizeof lie);
         break;
       }
     }
@@ -84,6 +86,14 @@ TEST(Envelope, RejectsWhatDoesNotBelongToItsKind) {
   EXPECT_THROW(open(seal({.kind = MessageKind::step, .flags = kNonFinite, .exchange = 1}, five)),
                EnvelopeError);
   EXPECT_THROW(open(seal({.kind = MessageKind::describe, .flags = kAsksResync}, five)),
+               EnvelopeError);
+  EXPECT_NO_THROW(
+      open(seal({.kind = MessageKind::check, .flags = kAsksResync, .gain = 2.0F, .exchange = 1},
+                eight)));
+  EXPECT_NO_THROW(open(seal({.kind = MessageKind::check, .flags = kExact, .exchange = 1}, five)));
+  EXPECT_THROW(open(seal({.kind = MessageKind::check, .exchange = 1}, five)), EnvelopeError);
+  EXPECT_THROW(open(seal({.kind = MessageKind::check}, eight)), EnvelopeError);  // exchange 0
+  EXPECT_THROW(open(seal({.kind = MessageKind::check, .flags = kNonFinite, .exchange = 1}, eight)),
                EnvelopeError);
 }
 

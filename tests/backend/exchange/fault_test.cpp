@@ -117,7 +117,8 @@ TEST(Fault, DifferentModulesAreNamedThoughARankIsLostBeforeAllHaveHeard) {
         if (rank.rank == 1) {
           const std::array<std::byte, sizeof(std::uint64_t)> nothing_yet{};
           rank.group->broadcast(
-              seal({.kind = MessageKind::begin, .module = 0, .geometry = 4711}, nothing_yet));
+              seal({.kind = MessageKind::begin, .module = 0, .origin = 1, .geometry = 4711},
+                   nothing_yet));
           for (const int peer : {0, 2}) {
             rank.group->take(peer, {0, MessageKind::begin, 0}, rank.group->deadline());
             rank.group->take(peer, {0, MessageKind::describe, 0}, rank.group->deadline());

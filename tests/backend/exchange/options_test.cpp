@@ -111,14 +111,26 @@ TEST(Options, ATransportByPathIsLoadedAndNamedByWhatItIs) {
 
 TEST(Options, ThoseOfLaterVersionsAreNotAvailableYet) {
   for (const auto& [variable, value] :
-       std::vector<std::pair<std::string, std::string>>{{"DISTRO_SITE", "host"},
-                                                        {"DISTRO_TOPOLOGY", "hub"},
+       std::vector<std::pair<std::string, std::string>>{{"DISTRO_TOPOLOGY", "hub"},
                                                         {"DISTRO_RELAY", "tcp://a:1"},
                                                         {"DISTRO_RATE_LIMIT", "1000"},
                                                         {"DISTRO_CURVE_SECRET_FILE", "/x"}}) {
     EXPECT_NE(message_of({{variable, value}}, {}).find("not available yet"), std::string::npos)
         << variable;
   }
+}
+
+TEST(Options, ASiteIsALabelOfWeightsMode) {
+  for (const char* site : {"host", "berlin-2", "a.b_c"}) {
+    EXPECT_EQ(resolve_options({{"DISTRO_SITE", site}}, {}).site, site);
+  }
+  EXPECT_EQ(resolve_options({{"DISTRO_SITE", "a"}}, {{"site", "b"}}).site, "b");
+  for (const std::string& site : {std::string("a b"), std::string("host/x"), std::string(65, 'a')}) {
+    EXPECT_NE(message_of({{"DISTRO_SITE", site}}, {}).find("label"), std::string::npos) << site;
+  }
+  EXPECT_NE(message_of({{"DISTRO_SITE", "a"}, {"DISTRO_MODE", "demo"}}, {}).find("mode weights"),
+            std::string::npos);
+  EXPECT_EQ(resolve_options({{"DISTRO_SITE", "a"}, {"DISTRO_MODE", "dense"}}, {}).site, "a");
 }
 
 TEST(Options, GradientModesHaveTheirOwn) {

@@ -26,9 +26,10 @@ TEST(ReductionMessage, OpensToWhatWasSealed) {
   const auto record = body({1, 2, 3});
   const auto bytes = seal_reduction(
       {.decoded = 5, .checksum = 0xabcd, .slot = 7, .non_finite = {0, 3}, .record = record},
-      kReductions, 6, 0x1234);
+      2, kReductions, 6, 0x1234);
   const auto opened = open(bytes);
   EXPECT_EQ(opened.envelope.module, kReductions);
+  EXPECT_EQ(opened.envelope.origin, 2U);
   EXPECT_EQ(opened.envelope.exchange, 6U);
   EXPECT_EQ(opened.envelope.geometry, 0x1234U);
   const auto message = read_reduction(opened, 4);
@@ -41,7 +42,7 @@ TEST(ReductionMessage, OpensToWhatWasSealed) {
 }
 
 TEST(ReductionMessage, OfAnExactReductionHasNoRecord) {
-  const auto bytes = seal_reduction({.exact = true}, kReductions, 1, 0);
+  const auto bytes = seal_reduction({.exact = true}, 0, kReductions, 1, 0);
   EXPECT_EQ(bytes.size(), kEnvelopeBytes + kReductionHeaderBytes);
   EXPECT_TRUE(read_reduction(open(bytes), 4).exact);
   EXPECT_THROW(read(kExact, body({0, 0, 0, 1})), EnvelopeError);

@@ -216,10 +216,12 @@ TEST(Reductions, ADifferenceIsNamedThoughARankIsLostBeforeAllHaveHeard) {
   for (const bool describes : {false, true}) {
     const auto errors = run_ranks(setting(3), [&](Rank& rank) {
       if (rank.rank == 1) {
-        rank.group->broadcast(seal_reduction({.exact = true}, kReductions, 1, 4711));
+        rank.group->broadcast(seal_reduction({.exact = true}, 1, kReductions, 1, 4711));
         if (describes) {
           const std::string text = "all-reduce of something else\n";
-          rank.group->send(0, seal({.kind = MessageKind::describe, .module = kReductionAnswers},
+          rank.group->send(0, seal({.kind = MessageKind::describe,
+                                         .module = kReductionAnswers,
+                                         .origin = 1},
                                    std::as_bytes(std::span(text))));
         }
         for (const int peer : {0, 2}) {
@@ -254,7 +256,7 @@ TEST(Reductions, AMalformedRecordIsAnErrorOnAllRanksThatNamesItsSender) {
           rank.group->take(0, {kReductions, MessageKind::reduction, 1}, rank.group->deadline());
       const std::vector<std::byte> garbage(100, std::byte{0xff});
       rank.group->broadcast(
-          seal_reduction({.record = garbage}, kReductions, 1, said.opened.envelope.geometry));
+          seal_reduction({.record = garbage}, 1, kReductions, 1, said.opened.envelope.geometry));
       rank.group->take(0, {kReductions, MessageKind::reduction, 2}, rank.group->deadline());
       return;
     }
