@@ -329,6 +329,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def_static("attach", &ModuleSynchroniser::attach, py::arg("synchroniser"),
                   py::arg("reducer"))
       .def("before_forward", &ModuleSynchroniser::before_forward, release_gil())
+      .def("take_site", &ModuleSynchroniser::take_site, py::arg("joined"), release_gil())
       .def("set_optimizer", &ModuleSynchroniser::set_optimizer, py::arg("normalises"))
       .def("watch_frozen", &ModuleSynchroniser::watch_frozen, py::arg("parameters"),
            py::arg("names"))

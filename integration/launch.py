@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import runpy
+import socket
 import subprocess
 import sys
 import time
@@ -58,9 +59,16 @@ class Ended:
         return ""
 
 
-def _environment(rank: int, ranks: int, port: int, env: dict[str, str]) -> dict[str, str]:
+def _site(number: int, sites: int) -> dict[str, str]:
+    return {"DISTRO_SITE": f"house{number}"} if sites > 1 else {}
+
+
+def _environment(
+    rank: int, ranks: int, port: int, env: dict[str, str], sites: int
+) -> dict[str, str]:
     """What torchrun tells a rank."""
     return {
+        **_site(rank * sites // ranks, sites),
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "GROUP_RANK": "0",
@@ -110,6 +118,7 @@ def fork(
     env: dict[str, str],
     folder: Path,
     deadline: float = 120.0,
+    sites: int = 1,
 ) -> Ended:
     """Run a script in ranks that are forked from a process that has imported torch already.
 
@@ -122,6 +131,7 @@ def fork(
         env: further variables of the ranks.
         folder: where their output goes.
         deadline: seconds after which they are killed.
+        sites: into how many sites (DISTRO_SITE) they are parted.
     """
     import torch.distributed as dist
     import torch.multiprocessing as mp
@@ -133,7 +143,12 @@ def fork(
     processes = [
         context.Process(
             target=_rank,
-            args=(script, arguments, _environment(rank, ranks, store.port, env), outputs[rank]),
+            args=(
+                script,
+                arguments,
+                _environment(rank, ranks, store.port, env, sites),
+                outputs[rank],
+            ),
         )
         for rank in range(ranks)
     ]
@@ -156,27 +171,55 @@ def torchrun(
     env: dict[str, str],
     folder: Path,
     deadline: float = 300.0,
+    sites: int = 1,
 ) -> Ended:
-    """The same by the command that a user would type; the output of all ranks is one text."""
+    """The same by the command that a user would type, one for each site; an output for each."""
+    meeting = ["--standalone"]
+    if sites > 1:
+        meeting = [f"--nnodes={sites}", "--master-addr=127.0.0.1", f"--master-port={_free_port()}"]
+    commands = []
+    for site in range(sites):
+        command = [sys.executable, "-m", "torch.distributed.run", *meeting]
+        command += [f"--node-rank={site}"] if sites > 1 else []
+        commands.append([*command, f"--nproc-per-node={ranks // sites}", str(script), *arguments])
+    return agents(commands, [env | _site(site, sites) for site in range(sites)], folder, deadline)
+
+
+def agents(
+    commands: list[list[str]], envs: list[dict[str, str]], folder: Path, deadline: float
+) -> Ended:
+    """Run commands side by side, each with further variables; an output for each."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-        *(f"--nproc-per-node={ranks}", str(script), *arguments),
-    ]
-    try:
-        ended = subprocess.run(
-            command,
-            env={**clean, "OMP_NUM_THREADS": "1", **env},
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=deadline,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as late:
-        return Ended([None], [str(late.output)])
-    return Ended([ended.returncode], [ended.stdout])
+    outputs = [folder / f"agent{number}.txt" for number in range(len(commands))]
+    processes = []
+    for command, env, output in zip(commands, envs, outputs, strict=True):
+        with output.open("w") as out:
+            processes.append(
+                subprocess.Popen(
+                    command,
+                    env={**clean, "OMP_NUM_THREADS": "1", **env},
+                    cwd=folder,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+    end = time.monotonic() + deadline
+    codes: list[int | None] = []
+    for process in processes:
+        try:
+            codes.append(process.wait(max(0.0, end - time.monotonic())))
+        except subprocess.TimeoutExpired:
+            codes.append(None)
+            process.terminate()  # torchrun ends its ranks
+            process.wait()
+    return Ended(codes, [path.read_text() for path in outputs])
+
+
+def _free_port() -> int:
+    """A port that nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _importable(module: str) -> bool:

@@ -30,7 +30,8 @@ from typing import Any
 from launch import Ended, fork, torchrun
 from rows import ROWS, Row
 
-MODES = ("auto", "dense", "ef", "demo")
+GRADIENT_MODES = ("ef", "demo")
+MODES = ("auto", "dense", *GRADIENT_MODES)
 # Gradients by what was sent for them, to each of two or four ranks: above it, that is compressed.
 LEAST_RATIO = 100
 FRAMEWORKS = ("lightning", "accelerate", "transformers")
@@ -90,10 +91,12 @@ def run(row: Row, backend: str, mode: str, folder: Path, launcher: Launcher, com
             env["DISTRO_DEFAULT"] = "1"
             launcher = torchrun  # the variable acts at `import torch`, which forked ranks inherit
     arguments += ["--save", str(saved)]
-    ended = launcher(row.script, arguments, row.ranks, env, folder)
+    sites = row.sites if backend == "distro" and mode not in GRADIENT_MODES else 1
+    ended = launcher(row.script, arguments, row.ranks, env, folder, sites=sites)
     losses = losses_of("\n".join(ended.outputs))
     if row.again is not None and ended.succeeded:
-        ended = launcher(row.script, [*arguments, *row.again], row.ranks, env, folder)
+        more = [*arguments, *row.again]
+        ended = launcher(row.script, more, row.ranks, env, folder, sites=sites)
         losses += losses_of("\n".join(ended.outputs))
     stats = [json.loads(path.read_text()) for path in sorted(folder.glob("stats.rank*.json"))]
     return Run(ended, losses, saved, stats)

@@ -22,6 +22,7 @@ class Row:
         backend: flag that takes the name; none where DISTRO_DEFAULT=1 has to find it.
         needs: package without which the script cannot run.
         ranks: number of processes.
+        sites: into how many sites (DISTRO_SITE) they are parted, in modes that know sites.
         again: whether it is started a second time, to go on from its checkpoint, with these
             arguments more.
         says: what the log of every rank says once a run, in the default mode.
@@ -34,6 +35,7 @@ class Row:
     backend: str | None = "--backend"
     needs: str = "torch"
     ranks: int = 2
+    sites: int = 1
     again: tuple[str, ...] | None = None
     says: str = ""
     gradients: bool | None = None
@@ -92,6 +94,23 @@ ROWS = (
         arguments=("--replicas=2",),
         ranks=4,
         says="weights mode (hybrid sharding",
+    ),
+    Row("DDP, two sites", "ddp.py", ranks=4, sites=2),
+    Row(
+        "FSDP1 over two sites",
+        "fsdp1.py",
+        ranks=4,
+        sites=2,
+        says="weights mode (hybrid sharding",
+        gradients=False,
+    ),
+    Row(
+        "FSDP2 over two sites",
+        "fsdp2_example.py",
+        ranks=4,
+        sites=2,
+        says="weights mode (hybrid sharding",
+        gradients=False,
     ),
     Row("tensor parallel", "tensor_parallel.py", compressed=False),
     Row("pipeline", "pipeline.py", compressed=False),

@@ -20,8 +20,8 @@ std::uint64_t fingerprint(std::span<const TensorView> x) {
   std::uint64_t hash = 0;
   for (const TensorView& tensor : x) {
     if (tensor.elements > 0) {
-      hash = XXH3_64bits_withSeed(tensor.data, tensor.elements * kernels::size_of(tensor.dtype),
-                                  hash);
+      hash =
+          XXH3_64bits_withSeed(tensor.data, tensor.elements * kernels::size_of(tensor.dtype), hash);
     }
   }
   return hash;

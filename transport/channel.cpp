@@ -2,12 +2,19 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <limits>
 
 #include "transport/bind.h"
 #include "transport/zmq_channel.h"
 
 namespace distro::transport {
+
+bool is_neighbour(const ChannelConfig& config, int rank) noexcept {
+  return rank != config.rank &&
+         (config.neighbours.empty() ||
+          std::ranges::find(config.neighbours, rank) != config.neighbours.end());
+}
 
 std::unique_ptr<Channel> open_channel(const ChannelConfig& config) {
   if (config.world_size < 1 || config.rank < 0 || config.rank >= config.world_size) {

@@ -52,6 +52,9 @@ inline constexpr std::size_t kMaxBytesAhead = 2 * kMaxMessageBytes;
 struct ChannelConfig {
   int rank = 0;
   int world_size = 1;
+  /// Ranks to connect to; empty: all others. Who is a neighbour of whom is mutual, and there is a
+  /// way from each rank to each: losses are told along it.
+  std::vector<int> neighbours = {};
   std::uint64_t group = 0;  ///< Random number of the group, the same on all its ranks.
   Carrier carrier = Carrier::tcp;
   std::shared_ptr<const Plugin> plugin;    ///< Carrier::plugin: the loaded library.
@@ -86,9 +89,12 @@ struct ChannelCounters {
   std::uint64_t duplicate_frames = 0;
 };
 
-/// Reliable, ordered messages between the ranks of one group, with deadlines. All members are
-/// thread-safe except that close() must be the last call. The sockets belong to the process's one
-/// I/O thread.
+/// Whether a rank is one that this one connects to.
+[[nodiscard]] bool is_neighbour(const ChannelConfig& config, int rank) noexcept;
+
+/// Reliable, ordered messages between the ranks of one group, with deadlines. A "peer" is a
+/// neighbour (ChannelConfig::neighbours). All members are thread-safe except that close() must be
+/// the last call. The sockets belong to the process's one I/O thread.
 class Channel {
  public:
   virtual ~Channel() = default;
@@ -96,7 +102,7 @@ class Channel {
   /// What peers need to reach this rank.
   [[nodiscard]] virtual PeerAddress address() const = 0;
 
-  /// Start connecting to all peers; `peers[r]` is rank r's address, the own entry is ignored.
+  /// Start connecting to all peers; `peers[r]` is rank r's address; those of others are ignored.
   /// Returns at once. Throws ProtocolError when a peer speaks another protocol version (names it).
   virtual void connect(std::vector<PeerAddress> peers) = 0;
 
@@ -125,7 +131,8 @@ class Channel {
   /// Who is to blame when something beside this channel broke and names nobody: the first lost
   /// rank; else, by `until`, one that has left (PeerLeft), whose connection is broken (PeerLost),
   /// or that does not answer (PeerTimeout). Asks all peers for an answer; returns as soon as all
-  /// have given one or one is lost. Empty if all are well, or the channel is closed.
+  /// have given one (but where some ranks are no neighbours: of those a neighbour may know more) or
+  /// one is lost. Empty if all are well, or the channel is closed.
   [[nodiscard]] virtual std::optional<PeerError> suspect(Deadline until) const = 0;
 
   /// How long a peer may stay disconnected from now on.

@@ -27,6 +27,8 @@ std::string_view name(PeerState state) noexcept {
       return "left";
     case PeerState::lost:
       return "lost";
+    case PeerState::beyond:
+      return "no neighbour";
   }
   return "unknown";
 }
@@ -190,7 +192,8 @@ std::optional<PeerError> Inbox::suspect(Deadline asked, Deadline until) {
     return peer.state == PeerState::connected && peer.last_heard < asked;
   };
   const auto in_doubt = [&](const Box& peer) {
-    return silent(peer) || peer.state == PeerState::away || peer.state == PeerState::left;
+    return silent(peer) || peer.state == PeerState::away || peer.state == PeerState::left ||
+           peer.state == PeerState::beyond;
   };
   std::unique_lock lock(mutex_);
   ++suspecting_;

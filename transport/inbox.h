@@ -22,6 +22,7 @@ enum class PeerState : std::uint8_t {
   away,  ///< The connection broke; it is being made again.
   left,  ///< Said goodbye.
   lost,
+  beyond,  ///< Not a neighbour: what becomes of it others tell.
 };
 
 /// ChannelCounters while they are counted: the I/O thread adds, any thread reads.

@@ -55,7 +55,7 @@ void Mesh::connect(std::vector<PeerAddress> addresses) {
   acceptor_->connect(addresses);
   for (int rank = 0; rank < config_.world_size; ++rank) {
     auto& peer = peers_.emplace_back();
-    if (rank == config_.rank) {
+    if (!is_neighbour(config_, rank)) {
       continue;
     }
     peer = std::make_unique<Peer>(rank, std::move(addresses[static_cast<std::size_t>(rank)]),

@@ -20,7 +20,7 @@
 
 namespace distro::transport {
 
-/// The I/O thread's half of a channel: the sockets and sessions to all peers of a group. One duplex
+/// The I/O thread's half of a channel: the sockets and sessions to all peers of a rank. One duplex
 /// connection a pair: the higher rank dials the lower one. All members are for
 /// the I/O thread; callers meet it in the Inbox.
 class Mesh final : public IoHandler {
@@ -94,7 +94,8 @@ class Mesh final : public IoHandler {
   const PeerAddress& own_;
   Inbox& inbox_;
   std::unique_ptr<Listener> acceptor_;
-  std::vector<std::unique_ptr<Peer>> peers_;     // by rank, null for this one; empty before connect
+  std::vector<std::unique_ptr<Peer>> peers_;     // by rank, null but for neighbours; empty before
+                                                 // connect
   std::unordered_map<std::string, int> routes_;  // routing id to rank, after a valid HELLO
   std::array<Deadline, 3> probes_;               // when to look who has gone
   Deadline watch_at_ = Deadline::max();

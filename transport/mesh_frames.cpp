@@ -215,10 +215,12 @@ void Mesh::on_abort(Peer& peer, const Frame& frame) {
     return;
   }
   const std::string reason = fmt::format("{} (told by rank {})", note.reason, peer.rank);
-  if (Peer* culprit = find(note.culprit)) {
+  Peer* const culprit = find(note.culprit);
+  if (config_.neighbours.empty() && culprit != nullptr) {
     lose(*culprit, reason, false);
-  } else {
-    inbox_.lose(config_.rank, reason);
+  } else if (inbox_.lose(static_cast<int>(note.culprit), reason) && !config_.neighbours.empty()) {
+    // There are ranks that hear of it from here only, perhaps the culprit among them.
+    tell_lost(static_cast<int>(note.culprit), note.reason);
   }
 }
 

@@ -48,6 +48,11 @@ ZmqChannel::ZmqChannel(const ChannelConfig& config)
   while (parts.own.session == 0) {
     ::randombytes_buf(&parts.own.session, sizeof parts.own.session);
   }
+  for (int rank = 0; rank < config.world_size; ++rank) {
+    if (rank != config.rank && !is_neighbour(config, rank)) {
+      parts.inbox.set_state(rank, PeerState::beyond, Clock::now());
+    }
+  }
   parts.own.protocol = kProtocolVersion;
   parts.own.host = host_identity();
   parts.own.pid = process.pid;
@@ -88,7 +93,7 @@ void ZmqChannel::check_use(const char* what) const {
 void ZmqChannel::check_peer(const char* what, int peer) const {
   check_use(what);
   const ChannelConfig& config = parts_->config;
-  if (peer < 0 || peer >= config.world_size || peer == config.rank) {
+  if (peer < 0 || peer >= config.world_size || !is_neighbour(config, peer)) {
     throw ConfigError(fmt::format("rank {}: {} with rank {}, which is no peer in a group of {}",
                                   config.rank, what, peer, config.world_size));
   }
@@ -112,7 +117,7 @@ void ZmqChannel::connect(std::vector<PeerAddress> peers) {
           "same torch-distro on all ranks",
           rank, peer.protocol, config.rank, kProtocolVersion));
     }
-    if (rank < config.rank && config.carrier != Carrier::plugin) {
+    if (rank < config.rank && is_neighbour(config, rank) && config.carrier != Carrier::plugin) {
       check_endpoint(config, rank, peer.endpoint);
     }
   }

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <xxhash.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "backend/c10d/device_codec.h"
@@ -156,6 +157,35 @@ void ModuleSynchroniser::before_forward() {
   });
 }
 
+void ModuleSynchroniser::take_site(bool joined) {
+  if (exact_ || !site_) {
+    return;
+  }
+  together("the weights of the site under join()", [&] {
+    const auto members = group_->sites().site_of(group_->rank());
+    const auto own = std::ranges::find(members, group_->rank()) - members.begin();
+    // Largest of these over the site: the last that has data, and whether one has none.
+    std::vector<at::Tensor> state = {
+        at::tensor({joined ? std::int64_t{-1} : std::int64_t{own}, std::int64_t{joined}})};
+    c10d::AllreduceOptions largest;
+    largest.reduceOp = c10d::ReduceOp::MAX;
+    (*site_)->allreduce(state, largest)->wait();
+    const auto source = state[0][0].item<std::int64_t>();
+    if (source < 0 || state[0][1].item<std::int64_t>() == 0) {
+      return;
+    }
+    c10d::BroadcastOptions from;
+    from.rootRank = source;
+    with_views([&](exchange::WeightsExchange::Views views) {
+      for (const auto& view : views) {
+        std::vector<at::Tensor> weights = {tensor_of(view, device_)};
+        (*site_)->broadcast(weights, from)->wait();
+        group_->counters().site_bytes.fetch_add(weights[0].nbytes(), std::memory_order_relaxed);
+      }
+    });
+  });
+}
+
 void ModuleSynchroniser::set_optimizer(bool normalises) {
   if (normalises_ && *normalises_ != normalises) {
     group_->log(transport::LogLevel::warning,
@@ -271,8 +301,7 @@ c10::intrusive_ptr<c10::ivalue::Future> ModuleSynchroniser::on_bucket(c10d::Grad
     backward_done_ = true;
   }
   if (site_) {
-    const auto ticket =
-        operations_->begin("all_reduce", /*point_to_point=*/false, buffer.nbytes());
+    const auto ticket = operations_->begin("all_reduce", /*point_to_point=*/false, buffer.nbytes());
     return exact_mean_in_site(buffer, group_, *site_, operations_, ticket)->getFuture();
   }
   auto future = c10::make_intrusive<c10::ivalue::Future>(

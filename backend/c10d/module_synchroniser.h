@@ -43,6 +43,11 @@ class ModuleSynchroniser : public ReplicaGradients {
   /// c10::DistBackendError.
   void before_forward();
 
+  /// Under DDP's join(), before before_forward(): ranks of a site that have run out of data
+  /// (`joined`) take the weights of one that has not, for their own optimizers rest. Collective in
+  /// the site. Throws c10::DistBackendError.
+  void take_site(bool joined);
+
   /// The optimizer of these parameters was seen; `normalises`: its steps do not scale with the
   /// gradient (not SGD).
   void set_optimizer(bool normalises);

@@ -12,7 +12,7 @@ namespace distro::exchange {
 namespace {
 
 void tell(Group& group, const transport::Bytes& message) {
-  for (const int neighbour : group.neighbours()) {
+  for (const int neighbour : group.sites().neighbours(group.rank())) {
     try {
       group.send(neighbour, message);
     } catch (const transport::PeerError&) {

@@ -106,10 +106,6 @@ void Group::send(int neighbour, transport::Bytes message) {
   post_->send(neighbour, std::make_shared<const transport::Bytes>(std::move(message)));
 }
 
-std::vector<int> Group::neighbours() const {
-  return post_ ? post_->neighbours() : std::vector<int>{};
-}
-
 Letter Group::take(int peer, const Subject& subject, transport::Deadline deadline) {
   return mailbox_->take(peer, subject, deadline);
 }

@@ -81,9 +81,6 @@ class Group {
   void broadcast(transport::Bytes message);
   void send(int neighbour, transport::Bytes message);
 
-  /// The ranks that this one sends to itself: all others, but where there are sites (post.h).
-  [[nodiscard]] std::vector<int> neighbours() const;
-
   Letter take(int peer, const Subject& subject, transport::Deadline deadline);
   void forget(std::uint32_t module);
 

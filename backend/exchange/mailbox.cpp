@@ -13,16 +13,15 @@ namespace {
 
 // How error texts name what a message is about.
 std::string name_of(const Subject& subject) {
-  static constexpr std::string_view kNames[] = {"", "first training forward", "exchange",
-                                                "average()", "description", "", "exchange"};
+  static constexpr std::string_view kNames[] = {
+      "", "first training forward", "exchange", "average()", "description", "", "exchange"};
   if (subject.kind == MessageKind::reduction) {
     return fmt::format("gradient reduction {}", subject.exchange);
   }
   if (subject.module >= kReductionAnswers) {
     return "description of a gradient reduction";
   }
-  const bool of_exchange =
-      subject.kind == MessageKind::step || subject.kind == MessageKind::check;
+  const bool of_exchange = subject.kind == MessageKind::step || subject.kind == MessageKind::check;
   const auto done = of_exchange ? subject.exchange - 1 : subject.exchange;
   return fmt::format("{} (after exchange {}) of module {}",
                      kNames[static_cast<std::size_t>(subject.kind)], done, subject.module);

@@ -55,10 +55,10 @@ class Mailbox {
   Mailbox(transport::Channel& channel, Counters& counters, const Post& post, int rank,
           int world_size);
 
-  /// The next message that `peer` wrote about the module, which must be on `subject`; waits until the
-  /// deadline. Throws transport::PeerError as Channel::receive does, and ExchangeError (naming the
-  /// peer) when what it sends cannot be opened or is about something else: the ranks then do not do
-  /// the same things in the same order.
+  /// The next message that `peer` wrote about the module, which must be on `subject`; waits until
+  /// the deadline. Throws transport::PeerError as Channel::receive does, and ExchangeError (naming
+  /// the peer) when what it sends cannot be opened or is about something else: the ranks then do
+  /// not do the same things in the same order.
   Letter take(int peer, const Subject& subject, transport::Deadline deadline);
 
   /// End every take(), now and from now on, by throwing Interrupted: the group is being closed.

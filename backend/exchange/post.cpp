@@ -10,19 +10,8 @@ Post::Post(transport::Channel& channel, Counters& counters, const Sites& sites, 
       sites_(sites),
       rank_(rank),
       leader_(sites.leader_of(rank)) {
-  if (rank != leader_) {
-    site_.push_back(leader_);
-    return;
-  }
-  for (const int member : sites.site_of(rank)) {
-    if (member != rank) {
-      site_.push_back(member);
-    }
-  }
-  for (int participant = 0; participant < sites.participants(); ++participant) {
-    if (sites.leader(participant) != rank) {
-      other_sites_.push_back(sites.leader(participant));
-    }
+  for (const int neighbour : sites.neighbours(rank)) {
+    (is_near(neighbour) ? site_ : other_sites_).push_back(neighbour);
   }
 }
 
@@ -36,13 +25,13 @@ int Post::way_to(int writer) const {
 }
 
 bool Post::may_bring(int neighbour, std::uint32_t writer) const {
-  return writer < static_cast<std::uint32_t>(sites_.ranks()) &&
-         static_cast<int>(writer) != rank_ && way_to(static_cast<int>(writer)) == neighbour;
+  return writer < static_cast<std::uint32_t>(sites_.ranks()) && static_cast<int>(writer) != rank_ &&
+         way_to(static_cast<int>(writer)) == neighbour;
 }
 
 bool Post::passes_on(int writer) const {
-  return rank_ == leader_ && (is_near(writer) ? site_.size() > 1 || !other_sites_.empty()
-                                              : !site_.empty());
+  return rank_ == leader_ &&
+         (is_near(writer) ? site_.size() > 1 || !other_sites_.empty() : !site_.empty());
 }
 
 void Post::send(int neighbour, const transport::SharedBytes& message) const {
@@ -55,12 +44,6 @@ void Post::send(int neighbour, const transport::SharedBytes& message) const {
   }
   auto& counter = is_near(neighbour) ? counters_.site_bytes : counters_.payload_bytes_sent;
   counter.fetch_add(message->size(), std::memory_order_relaxed);
-}
-
-std::vector<int> Post::neighbours() const {
-  std::vector<int> all = site_;
-  all.insert(all.end(), other_sites_.begin(), other_sites_.end());
-  return all;
 }
 
 void Post::spread(int writer, const transport::SharedBytes& message) const {

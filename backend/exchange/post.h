@@ -22,8 +22,6 @@ class Post {
   /// neighbour that has ended normally needs it no more.
   void spread(int writer, const transport::SharedBytes& message) const;
 
-  [[nodiscard]] std::vector<int> neighbours() const;
-
   /// Send to one neighbour.
   void send(int neighbour, const transport::SharedBytes& message) const;
 
@@ -45,8 +43,8 @@ class Post {
   const Sites& sites_;
   const int rank_;
   const int leader_;              // this rank's own
-  std::vector<int> site_;         // the other ranks of the own site, on its leader; else the leader
-  std::vector<int> other_sites_;  // the other leaders, on a leader
+  std::vector<int> site_;         // neighbours of the own site
+  std::vector<int> other_sites_;  // neighbours elsewhere: leaders
 };
 
 }  // namespace distro::exchange

@@ -129,7 +129,8 @@ void ReductionExchange::open(OpenReduction& open) {
   const std::string text = description(open.reduction);
   open.geometry = XXH3_64bits(text.data(), text.size());
   if (open.reduction.exact) {
-    group_.broadcast(seal_reduction({.exact = true}, group_.rank(), kReductions, open.number, open.geometry));
+    group_.broadcast(
+        seal_reduction({.exact = true}, group_.rank(), kReductions, open.number, open.geometry));
   } else {
     encode_and_send(open, kReductions, open.reduction.slot);
   }

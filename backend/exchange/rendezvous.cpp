@@ -217,8 +217,8 @@ Meeting meet(BlobStore& store, const Identity& identity, const Options& options)
     sites.push_back(hello.site);
   }
   if (const std::string forgotten = forgotten_site(sites, placements); !forgotten.empty()) {
-    throw ExchangeError(fmt::format(
-        "{}. Give all ranks of a host a site, or none of them.", forgotten));
+    throw ExchangeError(
+        fmt::format("{}. Give all ranks of a host a site, or none of them.", forgotten));
   }
   const auto local = std::ranges::count(placements, host, &Placement::host);
   Meeting meeting;
@@ -232,7 +232,10 @@ Meeting meet(BlobStore& store, const Identity& identity, const Options& options)
   meeting.own_devices = each_can_have_its_own(placements);
   meeting.local_ranks = static_cast<int>(std::max<std::ptrdiff_t>(local, 1));
   const bool one_host = local == static_cast<std::ptrdiff_t>(hellos.size());
-  const auto config = channel_config(identity, options, hellos.front().group, one_host);
+  auto config = channel_config(identity, options, hellos.front().group, one_host);
+  if (meeting.sites.participants() < identity.world_size) {
+    config.neighbours = meeting.sites.neighbours(identity.rank);
+  }
   meeting.bind_address = transport::is_every_address(config.bind_address)
                              ? route(identity, one_host)
                              : config.bind_address;

@@ -35,6 +35,19 @@ Sites::Sites(const std::vector<std::string>& labels) : participant_of_(labels.si
 
 Sites Sites::none(int ranks) { return Sites(std::vector<std::string>(index(ranks))); }
 
+std::vector<int> Sites::neighbours(int rank) const {
+  if (!leads(rank)) {
+    return {leader_of(rank)};
+  }
+  std::vector<int> ranks;
+  for (int other = 0; other < this->ranks(); ++other) {
+    if (other != rank && (leads(other) || leader_of(other) == rank)) {
+      ranks.push_back(other);
+    }
+  }
+  return ranks;
+}
+
 // In lowest terms, so that two sites of two ranks compute as two ranks do, bit for bit.
 Sites::Fraction Sites::part(int participant) const {
   const int size = static_cast<int>(members(participant).size());

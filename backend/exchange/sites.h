@@ -35,6 +35,10 @@ class Sites {
     return members(participant_of(rank));
   }
 
+  /// The ranks that `rank` has to do with itself: the leader of its site; for a leader the others
+  /// of its site, and the other leaders.
+  [[nodiscard]] std::vector<int> neighbours(int rank) const;
+
   /// Part of a participant in the mean: its ranks of all ranks.
   [[nodiscard]] float weight(int participant) const;
 

@@ -178,12 +178,13 @@ float WeightsExchange::gain_of(const std::vector<Letter>& letters) {
   const float gain = group_->sites().gain();
   if (moved_ && !warned_gain_) {
     warned_gain_ = true;
-    group_->log(LogLevel::warning,
-                fmt::format("module {}: its weights move, but no torch.optim optimizer was seen to "
-                            "step them. The mean of the participants' moves is multiplied by {:.3g}, "
-                            "which is right for optimizers that normalise, as Adam does; for "
-                            "hand-written SGD set DISTRO_GAIN=1.",
-                            ordinal(), gain));
+    group_->log(
+        LogLevel::warning,
+        fmt::format("module {}: its weights move, but no torch.optim optimizer was seen to "
+                    "step them. The mean of the participants' moves is multiplied by {:.3g}, "
+                    "which is right for optimizers that normalise, as Adam does; for "
+                    "hand-written SGD set DISTRO_GAIN=1.",
+                    ordinal(), gain));
   }
   return gain;
 }
@@ -219,8 +220,8 @@ WeightsExchange::Exchange WeightsExchange::collect() {
                    fmt::format("rank {}: malformed record from rank {} in {}: {}", group_->rank(),
                                peer, ranks_.where(sent_.exchange), errors[participant]));
     }
-    exchange.resync = exchange.resync ||
-                      (letter_of(participant).opened.envelope.flags & kAsksResync) != 0;
+    exchange.resync =
+        exchange.resync || (letter_of(participant).opened.envelope.flags & kAsksResync) != 0;
   }
   if (ranks_.leads()) {
     exchange.records[own()] = std::move(own_);
@@ -319,7 +320,8 @@ plugins::Step WeightsExchange::encode(Views x, const Exchange* due) {
   return step;
 }
 
-// Delay 0: the exchange that was sent a moment ago. `share_before`: with which x was left before it.
+// Delay 0: the exchange that was sent a moment ago. `share_before`: with which x was left before
+// it.
 void WeightsExchange::settle(Views x, const Exchange& now, float share_before) {
   const Stopwatch stopwatch(group_->counters().encode_nanoseconds);
   const auto contributions = now.contributions(group_->sites());
@@ -345,8 +347,7 @@ void WeightsExchange::sync_locked(Views x, ExactCollectives& exact, float gain) 
   }
   const float share_before = share_left_;
   const bool edited = marked_;
-  const std::uint64_t fingerprint =
-      ranks_.has_site() ? codec_->fingerprint(x, sent_.exchange) : 0;
+  const std::uint64_t fingerprint = ranks_.has_site() ? codec_->fingerprint(x, sent_.exchange) : 0;
   plugins::Step step;
   if (resync) {
     step.record = codec_->empty_record();

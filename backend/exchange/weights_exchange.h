@@ -28,8 +28,8 @@ struct ModuleState {
 
 /// `weights` mode of one module on one rank: what happens at its sync points (the DisTrO report's
 /// compressed exchange at every step, of weights instead of gradients; README.md, "How it works").
-/// Ranks of a site (sites.h) hold the same x, W and R, bit for bit: one of them, the leader, selects
-/// and sends, and all apply the same records.
+/// Ranks of a site (sites.h) hold the same x, W and R, bit for bit: one of them, the leader,
+/// selects and sends, and all apply the same records.
 ///
 /// All functions but mark(), state() and load() are collective: every rank of the group calls the
 /// same ones in the same order, with the same tensors in the same order. They throw ExchangeError

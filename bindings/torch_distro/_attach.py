@@ -186,7 +186,7 @@ def _wrap_join(original: Callable[..., Any]) -> Callable[..., Any]:
         ready = result if joined else torch.is_grad_enabled() and self.require_backward_grad_sync
         attachment = _attachments.get(self)
         if attachment is not None and ready:
-            attachment.sync(self)
+            attachment.sync(self, joined)
         return result
 
     return check

@@ -137,8 +137,13 @@ class Attachment:
         if ready and not module._join_config.enable:
             self.sync(module)
 
-    def sync(self, module: DistributedDataParallel) -> None:
-        """Exchange the module, or agree that it stays exact. Collective in weights mode."""
+    def sync(self, module: DistributedDataParallel, joined: bool | None = None) -> None:
+        """Exchange the module, or agree that it stays exact. Collective in weights mode.
+
+        Args:
+            module: the wrapper.
+            joined: under join(), whether this rank has run out of data.
+        """
         if self._settled:
             return
         self.take_number(module)
@@ -150,6 +155,8 @@ class Attachment:
         if self.exchanged and not self._hooked:
             extension().ModuleSynchroniser.attach(self.synchroniser, module.reducer)
             self._hooked = True
+        if joined is not None:
+            self.synchroniser.take_site(joined)
         self._exchange()
 
     def _exchange(self) -> None:

@@ -26,6 +26,7 @@ def main(path: str, rank: int) -> None:
         rank=rank,
         world_size=2,
         timeout=datetime.timedelta(seconds=30),
+        pg_options=torch_distro.Options(site=""),  # both are of this host, and are to exchange
     )
     torch.manual_seed(rank)
     module = DistributedDataParallel(torch.nn.Linear(64, 64))

@@ -22,6 +22,7 @@ class Options:
         gain: what the mean of the ranks' moves is multiplied by: ``auto`` (square root of the
             number of ranks for optimizers that normalise, 1 for SGD) or a number.
         delay: 1: an exchange travels during the next step; 0: each step waits for it.
+        site: a label, or ``host``: ranks that act as one participant. Differs from rank to rank.
         share: weight of a rank's unsent moves in its own weights: ``auto`` (gain / ranks) or 0 to
             1.
         value_bits: 1 (sign and shared scale) or 32 (exact values).
@@ -40,7 +41,7 @@ class Options:
         stats: path of a JSON file of counters, written at exit, one a rank.
         log: ``warning``, ``info``, ``debug``, ``error``.
         isa: ``auto``, ``scalar``, ``avx2``, ``avx512``; for tests.
-        site, relay, rate_limit, curve_secret_file, curve_peers_file: of later versions; anything
+        relay, rate_limit, curve_secret_file, curve_peers_file: of later versions; anything
             but their default is refused.
     """
 

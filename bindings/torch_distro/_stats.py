@@ -36,9 +36,11 @@ def stats(group: dist.ProcessGroup | None = None) -> dict[str, Any]:
     Returns:
         A dict of plain numbers and text. Bytes: ``gradient_bytes`` (what dense training would have
         reduced, in the gradients' dtype), ``payload_bytes_sent`` / ``received`` (records, once for
-        each receiver), ``socket_bytes_sent`` / ``received`` (all that ZeroMQ was given and gave),
-        ``exact_bytes`` (handed to the inner backend). Counts: ``exchanges``, ``reductions``,
-        ``exact``, ``resent_frames``, ``reconnects``, ``resyncs``, ``participants``. Seconds:
+        each receiver of another participant), ``socket_bytes_sent`` / ``received`` (all that
+        ZeroMQ was given and gave), ``exact_bytes`` (handed to the inner backend), ``site_bytes``
+        (handed to the other ranks of this rank's site: gradients, and records that are passed on;
+        no part of payload and exact bytes). Counts: ``exchanges``, ``reductions``, ``exact``,
+        ``resent_frames``, ``reconnects``, ``resyncs``, ``participants``. Seconds:
         ``encode_seconds``, ``decode_seconds``, ``wait_seconds``. ``reference_checksum``: of the
         reference weights (modes ``ef`` and ``demo``: of the last decoded gradients), equal on all
         ranks; a sum over the modules. ``modules``: a list of dicts with ``name``, ``mode`` and

@@ -72,10 +72,18 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocabulary, bias=False)
+        self.layers = layers
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """First weights; those of meta modules, too, once they have memory."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.LayerNorm, nn.Embedding)):
+                module.reset_parameters()
         for name, weight in self.named_parameters():
             if weight.dim() > 1:
                 residual = name.endswith(("out.weight", "down.weight"))
-                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * layers) if residual else 0.02)
+                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * self.layers) if residual else 0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.tokens(tokens) + self.places(torch.arange(tokens.shape[1], device=tokens.device))

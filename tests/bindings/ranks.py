@@ -96,8 +96,9 @@ def launch(
 ) -> list[Any | RankError | None]:
     """Result or error of each rank; None where a rank died without a word.
 
-    `env`: of all ranks, or by rank. Fails when a rank is still running after `deadline` seconds: a hang is a failure by itself.
-    Where `awaited` ranks are given, the others are killed when those have ended.
+    `env`: of all ranks, or by rank. Fails when a rank is still running after `deadline` seconds: a
+    hang is a failure by itself. Where `awaited` ranks are given, the others are killed when those
+    have ended.
     """
     # A server that has torch loaded forks the ranks: each starts in milliseconds, not in seconds.
     context = mp.get_context("forkserver")

@@ -12,6 +12,7 @@ import torch_distro
 from models import adamw, batches, flat, train, wrapped
 from ranks import RankError, fail, launch, run
 from test_sites import TWO_BY_TWO, sites
+from torch.distributed.optim import ZeroRedundancyOptimizer
 
 
 def _train(rank: int, size: int) -> None:
@@ -26,7 +27,8 @@ def test_a_label_that_some_ranks_of_a_host_lack_is_an_error_that_names_them() ->
 
 def test_sites_belong_to_weights_mode() -> None:
     for error in fail(2, _train, env={"DISTRO_SITE": "a", "DISTRO_MODE": "ef"}):
-        assert "DISTRO_SITE=a" in error.message and "weights" in error.message
+        assert "DISTRO_SITE=a" in error.message
+        assert "weights" in error.message
 
 
 def test_a_bad_label_is_an_error_that_says_what_is_allowed() -> None:
@@ -108,6 +110,54 @@ def test_weights_that_one_rank_edits_are_shared_by_all(
         assert torch.equal(own["mean"], ran[0]["mean"])
 
 
+def _other_door(rank: int, size: int, exact: list[int], begun: bool) -> dict[str, Any]:
+    """The ranks `exact` go exact, from the start or after some exchanges."""
+    module = wrapped()
+    if begun:
+        train(module, adamw(module), batches(rank, 4))
+    optimizer = adamw(module)
+    if rank in exact:
+        optimizer = ZeroRedundancyOptimizer(module.parameters(), torch.optim.AdamW, lr=1e-2)
+    train(module, optimizer, batches(rank + 100, 4))
+    return {"weights": flat(module), "modules": torch_distro.stats()["modules"]}
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_sites_that_all_go_exact_do_so_together(begun: bool) -> None:
+    ran = run(4, _other_door, [0, 1, 2, 3], begun, env=TWO_BY_TWO)
+    for own in ran:
+        assert [module["mode"] for module in own["modules"]] == ["exact"]
+        assert torch.equal(own["weights"], ran[0]["weights"])
+
+
+@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize("exact", [[0], [3], [2, 3]])
+def test_ranks_of_sites_that_go_exact_alone_are_named(exact: list[int], begun: bool) -> None:
+    for error in fail(4, _other_door, exact, begun, env=TWO_BY_TWO):
+        assert "do not treat module 0 alike" in error.message
+        assert "ZeroRedundancyOptimizer" in error.message
+
+
+def _uneven(rank: int, size: int, short: int) -> dict[str, Any]:
+    """Rank `short` runs out of data first, its site goes on without it."""
+    module = wrapped()
+    optimizer = adamw(module)
+    with module.join():
+        train(module, optimizer, batches(rank, 3 if rank == short else 10))
+    stats = torch_distro.stats()
+    torch_distro.average(module)
+    return {"stats": stats, "mean": flat(module)}
+
+
+@pytest.mark.parametrize("short", [0, 3])
+def test_a_site_goes_on_without_a_rank_that_has_no_more_data(short: int) -> None:
+    ran = run(4, _uneven, short, env=TWO_BY_TWO)
+    for own in ran:
+        assert own["stats"]["exchanges"] == 9
+        assert own["stats"]["reference_checksum"] == ran[0]["stats"]["reference_checksum"]
+        assert torch.equal(own["mean"], ran[0]["mean"])
+
+
 def _not_finite(rank: int, size: int, culprit: int) -> None:
     module = wrapped()
 
@@ -123,4 +173,5 @@ def _not_finite(rank: int, size: int, culprit: int) -> None:
 def test_weights_of_a_site_that_are_not_finite_end_all_ranks(delay: str) -> None:
     env = [each | {"DISTRO_DELAY": delay} for each in TWO_BY_TWO]
     for error in fail(4, _not_finite, 1, env=env):
-        assert "non-finite" in error.message and "second.bias" in error.message
+        assert "non-finite" in error.message
+        assert "second.bias" in error.message

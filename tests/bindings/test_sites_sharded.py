@@ -78,7 +78,8 @@ def test_everything_sent_at_once_by_sgd_is_the_full_shard(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_sites_of_different_sizes_are_an_error_that_says_what_to_do(kind: str) -> None:
     for error in fail(3, _train, kind, True, env=sites("a", "a", "b")):
-        assert "sites of one size" in error.message and "DISTRO_SITE" in error.message
+        assert "sites of one size" in error.message
+        assert "DISTRO_SITE" in error.message
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -113,7 +114,8 @@ def test_replicas_of_one_site_are_reduced_exactly() -> None:
 def test_replicas_of_which_some_share_a_site_are_averaged_in_it() -> None:
     """A mesh of the script's own, of four replicas in two sites."""
     ran = run(4, _replicas_in_sites, env=TWO_BY_TWO)
-    assert torch.equal(ran[0], ran[1]) and torch.equal(ran[2], ran[3])
+    assert torch.equal(ran[0], ran[1])
+    assert torch.equal(ran[2], ran[3])
     assert not torch.equal(ran[0], ran[2])
     gloo = run(4, _replicas_in_sites, backend="gloo")
     distro = run(4, _replicas_in_sites, env=TWO_BY_TWO, options=EVERYTHING)

@@ -87,9 +87,8 @@ TEST(Envelope, RejectsWhatDoesNotBelongToItsKind) {
                EnvelopeError);
   EXPECT_THROW(open(seal({.kind = MessageKind::describe, .flags = kAsksResync}, five)),
                EnvelopeError);
-  EXPECT_NO_THROW(
-      open(seal({.kind = MessageKind::check, .flags = kAsksResync, .gain = 2.0F, .exchange = 1},
-                eight)));
+  EXPECT_NO_THROW(open(seal(
+      {.kind = MessageKind::check, .flags = kAsksResync, .gain = 2.0F, .exchange = 1}, eight)));
   EXPECT_NO_THROW(open(seal({.kind = MessageKind::check, .flags = kExact, .exchange = 1}, five)));
   EXPECT_THROW(open(seal({.kind = MessageKind::check, .exchange = 1}, five)), EnvelopeError);
   EXPECT_THROW(open(seal({.kind = MessageKind::check}, eight)), EnvelopeError);  // exchange 0

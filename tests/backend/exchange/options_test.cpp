@@ -125,7 +125,8 @@ TEST(Options, ASiteIsALabelOfWeightsMode) {
     EXPECT_EQ(resolve_options({{"DISTRO_SITE", site}}, {}).site, site);
   }
   EXPECT_EQ(resolve_options({{"DISTRO_SITE", "a"}}, {{"site", "b"}}).site, "b");
-  for (const std::string& site : {std::string("a b"), std::string("host/x"), std::string(65, 'a')}) {
+  for (const std::string& site :
+       {std::string("a b"), std::string("host/x"), std::string(65, 'a')}) {
     EXPECT_NE(message_of({{"DISTRO_SITE", site}}, {}).find("label"), std::string::npos) << site;
   }
   EXPECT_NE(message_of({{"DISTRO_SITE", "a"}, {"DISTRO_MODE", "demo"}}, {}).find("mode weights"),

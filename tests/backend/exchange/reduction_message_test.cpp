@@ -25,8 +25,8 @@ ReductionMessage read(std::uint16_t flags, const std::vector<std::byte>& bytes) 
 TEST(ReductionMessage, OpensToWhatWasSealed) {
   const auto record = body({1, 2, 3});
   const auto bytes = seal_reduction(
-      {.decoded = 5, .checksum = 0xabcd, .slot = 7, .non_finite = {0, 3}, .record = record},
-      2, kReductions, 6, 0x1234);
+      {.decoded = 5, .checksum = 0xabcd, .slot = 7, .non_finite = {0, 3}, .record = record}, 2,
+      kReductions, 6, 0x1234);
   const auto opened = open(bytes);
   EXPECT_EQ(opened.envelope.module, kReductions);
   EXPECT_EQ(opened.envelope.origin, 2U);

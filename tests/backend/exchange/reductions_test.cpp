@@ -219,10 +219,9 @@ TEST(Reductions, ADifferenceIsNamedThoughARankIsLostBeforeAllHaveHeard) {
         rank.group->broadcast(seal_reduction({.exact = true}, 1, kReductions, 1, 4711));
         if (describes) {
           const std::string text = "all-reduce of something else\n";
-          rank.group->send(0, seal({.kind = MessageKind::describe,
-                                         .module = kReductionAnswers,
-                                         .origin = 1},
-                                   std::as_bytes(std::span(text))));
+          rank.group->send(
+              0, seal({.kind = MessageKind::describe, .module = kReductionAnswers, .origin = 1},
+                      std::as_bytes(std::span(text))));
         }
         for (const int peer : {0, 2}) {
           rank.group->take(peer, {kReductionAnswers, MessageKind::describe, 0},

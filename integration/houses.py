@@ -1,0 +1,156 @@
+"""Two houses, each a network namespace with two ranks, and what goes over the line between them.
+
+    python integration/houses.py      # as root
+
+Runs scripts of integration/frameworks, unchanged, with gloo and with distro (DISTRO_SITE set in
+each house), by a torchrun in each house, twice: for some steps and for more. The line is a pair of
+virtual interfaces whose bytes the kernel counts; the difference of the two runs is what a step
+costs, without the beginning and the end. Prints JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from launch import Ended, agents
+from matrix import losses_of
+from rows import FOLDER
+
+SCRIPTS = ("ddp.py", "fsdp1.py", "fsdp2_example.py")
+LINE = "line"  # the interface's name in each house
+
+
+class Houses:
+    """Network namespaces that are joined by one line. Removes them at the end.
+
+    Raises:
+        OSError: they cannot be made; root and the command `ip` are needed.
+    """
+
+    def __init__(self) -> None:
+        self.names = [f"distro-{os.getpid()}-{house}" for house in ("berlin", "lyon")]
+        self.addresses = ["10.77.0.1", "10.77.0.2"]
+
+    def __enter__(self) -> Houses:
+        first, second = self.names
+        try:
+            for name in self.names:
+                _ip("netns", "add", name)
+            peer = ("peer", "name", LINE, "netns", second)
+            _ip("link", "add", LINE, "netns", first, "type", "veth", *peer)
+            for name, address in zip(self.names, self.addresses, strict=True):
+                _ip("-n", name, "address", "add", f"{address}/24", "dev", LINE)
+                _ip("-n", name, "link", "set", "lo", "up")
+                _ip("-n", name, "link", "set", LINE, "up")
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for name in self.names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+
+    def bytes_on_the_line(self) -> int:
+        """Sent by both houses so far, as the kernel counts them."""
+        links = [
+            json.loads(_ip("-n", name, "-s", "-j", "link", "show", LINE)) for name in self.names
+        ]
+        return sum(link["stats64"]["tx"]["bytes"] for (link,) in links)
+
+    def run(
+        self, script: Path, arguments: list[str], backend: str, folder: Path, deadline: float
+    ) -> Ended:
+        """A torchrun of two ranks in each house."""
+        commands, envs = [], []
+        for number, name in enumerate(self.names):
+            commands.append(
+                [
+                    *("ip", "netns", "exec", name),
+                    *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2"),
+                    *(f"--node-rank={number}", "--nproc-per-node=2"),
+                    *(f"--master-addr={self.addresses[0]}", "--master-port=29500"),
+                    *(str(script), "--backend", backend, *arguments),
+                ]
+            )
+            envs.append({"GLOO_SOCKET_IFNAME": LINE})
+            if backend == "distro":
+                envs[-1] |= {
+                    "DISTRO_SITE": name,
+                    "DISTRO_INSECURE": "1",
+                    "DISTRO_STATS": f"{folder}/stats.json",
+                }
+        return agents(commands, envs, folder, deadline)
+
+
+def _ip(*arguments: str) -> str:
+    ended = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
+    if ended.returncode != 0:
+        raise OSError(f"ip {' '.join(arguments)}: {ended.stderr.strip()} (are you root?)")
+    return ended.stdout
+
+
+def measure(
+    houses: Houses, script: str, backend: str, steps: tuple[int, int], deadline: float = 120.0
+) -> dict[str, Any]:
+    """One row: bytes between the houses, for a step and for the rest.
+
+    Raises:
+        RuntimeError: a run fails.
+    """
+    sent, losses = [], []
+    for number in steps:
+        with tempfile.TemporaryDirectory() as temporary:
+            before = houses.bytes_on_the_line()
+            arguments = ["--steps", str(number)]
+            ended = houses.run(FOLDER / script, arguments, backend, Path(temporary), deadline)
+            if not ended.succeeded:
+                raise RuntimeError(f"{script} with {backend}: {ended.why_not()}")
+            sent.append(houses.bytes_on_the_line() - before)
+            losses = losses_of("\n".join(ended.outputs))
+            paths = sorted(Path(temporary).glob("stats.rank*.json"))
+            stats = [json.loads(path.read_text()) for path in paths]
+    groups = [[own, *own["groups"]] for own in stats]
+    a_step = (sent[1] - sent[0]) / (steps[1] - steps[0])
+    return {
+        "script": script,
+        "backend": backend,
+        "loss_first_and_last": [losses[0], losses[-1]],
+        "bytes_between_houses_a_step": a_step,
+        "bytes_between_houses_beside": sent[0] - steps[0] * a_step,
+        "payload_bytes_sent": [sum(g["payload_bytes_sent"] for g in own) for own in groups],
+        "modes": sorted({m["mode"] for own in groups for g in own for m in g["modules"]}),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--scripts", nargs="+", default=SCRIPTS, choices=SCRIPTS)
+    parser.add_argument("--steps", nargs=2, type=int, default=(8, 32), metavar=("FEW", "MORE"))
+    args = parser.parse_args()
+    rows = []
+    with Houses() as houses:
+        for script in args.scripts:
+            for backend in ("gloo", "distro"):
+                rows.append(measure(houses, script, backend, tuple(args.steps)))
+                print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    print(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
