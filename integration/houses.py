@@ -11,25 +11,26 @@ costs, without the beginning and the end. Prints JSON.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from launch import Ended, agents
 from matrix import losses_of
 from rows import FOLDER
 
-SCRIPTS = ("ddp.py", "fsdp1.py", "fsdp2_example.py")
+# And what tells them how many steps to make.
+SCRIPTS = {"nanogpt.py": "--max-iters", "fsdp1.py": "--steps", "fsdp2_example.py": "--steps"}
 LINE = "line"  # the interface's name in each house
 
 
 class Houses:
-    """Network namespaces that are joined by one line. Removes them at the end.
+    """Network namespaces that are joined by one line, until close().
 
     Raises:
         OSError: they cannot be made; root and the command `ip` are needed.
@@ -38,8 +39,6 @@ class Houses:
     def __init__(self) -> None:
         self.names = [f"distro-{os.getpid()}-{house}" for house in ("berlin", "lyon")]
         self.addresses = ["10.77.0.1", "10.77.0.2"]
-
-    def __enter__(self) -> Houses:
         first, second = self.names
         try:
             for name in self.names:
@@ -50,17 +49,12 @@ class Houses:
                 _ip("-n", name, "address", "add", f"{address}/24", "dev", LINE)
                 _ip("-n", name, "link", "set", "lo", "up")
                 _ip("-n", name, "link", "set", LINE, "up")
-        except BaseException:
-            self.__exit__(None, None, None)
+        except OSError:
+            self.close()
             raise
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Remove them. Idempotent."""
         for name in self.names:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
 
@@ -115,7 +109,7 @@ def measure(
     for number in steps:
         with tempfile.TemporaryDirectory() as temporary:
             before = houses.bytes_on_the_line()
-            arguments = ["--steps", str(number)]
+            arguments = [SCRIPTS[script], str(number)]
             ended = houses.run(FOLDER / script, arguments, backend, Path(temporary), deadline)
             if not ended.succeeded:
                 raise RuntimeError(f"{script} with {backend}: {ended.why_not()}")
@@ -131,6 +125,8 @@ def measure(
         "loss_first_and_last": [losses[0], losses[-1]],
         "bytes_between_houses_a_step": a_step,
         "bytes_between_houses_beside": sent[0] - steps[0] * a_step,
+        "gradient_bytes_a_step": sum(g["gradient_bytes"] for own in groups for g in own)
+        // max(1, steps[1] - 1),
         "payload_bytes_sent": [sum(g["payload_bytes_sent"] for g in own) for own in groups],
         "modes": sorted({m["mode"] for own in groups for g in own for m in g["modules"]}),
     }
@@ -144,7 +140,7 @@ def main() -> None:
     parser.add_argument("--steps", nargs=2, type=int, default=(8, 32), metavar=("FEW", "MORE"))
     args = parser.parse_args()
     rows = []
-    with Houses() as houses:
+    with contextlib.closing(Houses()) as houses:
         for script in args.scripts:
             for backend in ("gloo", "distro"):
                 rows.append(measure(houses, script, backend, tuple(args.steps)))

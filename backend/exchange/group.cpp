@@ -46,6 +46,9 @@ std::shared_ptr<Group> Group::join(const Identity& identity, const Options& opti
   std::shared_ptr<Group> group(new Group(
       identity, options,
       std::move(meeting)));  // NOLINT(cppcoreguidelines-owning-memory): private constructor
+  if (identity.rank == 0 && group->sites().participants() < identity.world_size) {
+    group->log(transport::LogLevel::info, fmt::format("participants: {}", group->sites().text()));
+  }
   if (exchanges_gradients(options.mode) && identity.world_size > 1) {
     group->reductions_ = std::make_unique<Reductions>(*group);
   }

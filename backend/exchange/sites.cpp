@@ -1,6 +1,7 @@
 #include "backend/exchange/sites.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cmath>
@@ -86,6 +87,14 @@ std::string Sites::name(int participant) const {
     return fmt::format("the host of {}", who);
   }
   return label.empty() ? who : fmt::format("site '{}' ({})", label, who);
+}
+
+std::string Sites::text() const {
+  std::vector<std::string> names;
+  for (int participant = 0; participant < participants(); ++participant) {
+    names.push_back(name(participant));
+  }
+  return fmt::format("{}", fmt::join(names, ", "));
 }
 
 std::string site_label(std::string_view site, std::string_view host) {

@@ -56,6 +56,9 @@ class Sites {
   /// "site 'berlin' (ranks 0, 1)", or "rank 2".
   [[nodiscard]] std::string name(int participant) const;
 
+  /// The names of all.
+  [[nodiscard]] std::string text() const;
+
  private:
   static std::size_t index(int number) { return static_cast<std::size_t>(number); }
   struct Fraction {

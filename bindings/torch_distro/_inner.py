@@ -92,17 +92,19 @@ def _gloo(
     """On the same address as the exchange."""
     options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._timeout = timeout
-    options._devices = [_gloo_device(handle.bind_address or "127.0.0.1")]
+    options._devices = _gloo_devices(handle.bind_address or "127.0.0.1")
     options._threads = 2
     return dist.ProcessGroupGloo(store, ranks.index(handle.rank), len(ranks), options)
 
 
-def _gloo_device(address: str) -> Any:  # noqa: ANN401 - a type that torch does not export
-    if "GLOO_SOCKET_IFNAME" in os.environ:
-        return dist.ProcessGroupGloo.create_default_device()
+def _gloo_devices(address: str) -> list[Any]:  # of a type that torch does not export
+    """On the interfaces of GLOO_SOCKET_IFNAME, as torch's own Gloo; else on the address."""
+    make = dist.ProcessGroupGloo.create_device
+    if chosen := os.environ.get("GLOO_SOCKET_IFNAME"):
+        return [make(interface=interface) for interface in chosen.split(",")]
     if address in _interfaces():
-        return dist.ProcessGroupGloo.create_device(interface=address)
-    return dist.ProcessGroupGloo.create_device(hostname=address)
+        return [make(interface=address)]
+    return [make(hostname=address)]
 
 
 def _interfaces() -> set[str]:

@@ -6,6 +6,7 @@ torchrun --standalone --nproc-per-node=2 fsdp2_example.py --backend distro
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,7 +37,7 @@ def main() -> None:
     codes, vocabulary = encode(TEXT)
     with torch.device("meta"):
         model = GPT(vocabulary)
-    fsdp_kwargs = {}
+    fsdp_kwargs: dict[str, Any] = {}
     if args.mixed_precision:
         fsdp_kwargs["mp_policy"] = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32

@@ -2,7 +2,6 @@
 
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <cstring>
 #include <stdexcept>
 #include <thread>
@@ -100,9 +99,7 @@ void Rank::move() {
   }
 }
 
-void Rank::sync() {
-  exchange->sync(views(), *exact, std::sqrt(static_cast<float>(group->world_size())));
-}
+void Rank::sync() { exchange->sync(views(), *exact, group->sites().gain()); }
 
 std::vector<std::string> run_ranks(const Setting& setting, const std::function<void(Rank&)>& body) {
   MemoryStore store(setting.timeout);
@@ -115,9 +112,14 @@ std::vector<std::string> run_ranks(const Setting& setting, const std::function<v
       try {
         Rank rank;
         rank.rank = static_cast<int>(r);
-        rank.random.seed(setting.seed * 1000 + r);
+        StringMap options = setting.options;
+        if (!setting.sites.empty()) {
+          options["site"] = setting.sites[r];
+        }
         rank.group = Group::join({rank.rank, setting.ranks, setting.timeout, ""},
-                                 resolve_options({}, setting.options), store);
+                                 resolve_options({}, options), store);
+        rank.random.seed(setting.seed * 1000 +
+                         static_cast<std::uint64_t>(rank.group->sites().participant_of(rank.rank)));
         rank.exact = std::make_unique<ThreadCollectives>(place, r, size);
         std::vector<TensorSpec> specs;
         std::mt19937_64 start(setting.same_start ? setting.seed : setting.seed + r);

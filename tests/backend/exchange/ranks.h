@@ -76,7 +76,7 @@ struct Rank {
   [[nodiscard]] std::vector<plugins::TensorView> views();
   /// Move every weight as an optimizer would.
   void move();
-  /// A sync point at gain sqrt(ranks).
+  /// A sync point at the gain of an optimizer that normalises.
   void sync();
 };
 
@@ -87,6 +87,8 @@ struct Setting {
   std::vector<std::vector<std::int64_t>> shapes = {{70, 130}, {130}, {}, {4096}, {5000}, {3}};
   std::uint64_t seed = 1;
   bool same_start = true;
+  /// Labels by rank (DISTRO_SITE). The ranks of a site move alike.
+  std::vector<std::string> sites = {};
 };
 
 /// Run `body` as every rank, each in its thread, and return what each threw (empty: nothing).

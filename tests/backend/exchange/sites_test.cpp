@@ -25,6 +25,7 @@ TEST(Sites, AreInTheOrderOfTheirLowestRanks) {
   EXPECT_FALSE(sites.even());
   EXPECT_EQ(sites.name(0), "site 'b' (ranks 0, 3)");
   EXPECT_EQ(sites.name(1), "rank 1");
+  EXPECT_EQ(sites.text(), "site 'b' (ranks 0, 3), rank 1, site 'a' (rank 2), rank 4");
 }
 
 TEST(Sites, CountByTheirRanks) {
