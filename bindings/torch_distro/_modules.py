@@ -10,6 +10,7 @@ from torch import nn
 
 from torch_distro._attach import owners_of
 from torch_distro._attachment import Attachment
+from torch_distro._sharded import copies_of, meet
 
 
 def average(module: nn.Module) -> None:
@@ -37,11 +38,12 @@ def average(module: nn.Module) -> None:
 
 def _exact_mean(module: nn.Module, group: dist.ProcessGroup) -> None:
     with torch.no_grad():
-        for parameter in module.parameters():
-            half = parameter.dtype in (torch.float16, torch.bfloat16)
-            mean = parameter.float() if half else parameter.clone()
-            dist.all_reduce(mean, group=group)
-            parameter.copy_(mean / dist.get_world_size(group))
+        for parameter, groups in copies_of(module, group):
+            for copies in groups:
+                half = parameter.dtype in (torch.float16, torch.bfloat16)
+                mean = parameter.float() if half else parameter.clone()
+                dist.all_reduce(mean, group=copies)
+                parameter.copy_(mean / dist.get_world_size(copies))
 
 
 def resync(module: nn.Module) -> None:
@@ -73,6 +75,7 @@ _NO_STATE = (
 
 
 def _owner_of(module: nn.Module) -> Attachment:
+    meet(module)  # or a sharded one would be met at its first forward only
     owners = [owner for owner in owners_of(module) if owner.exchanged or owner.gradients]
     if not owners:
         raise ValueError(_NO_STATE)
@@ -105,6 +108,7 @@ def state_dict(module: nn.Module) -> dict[str, Any]:
     attachment = _owner_of(module)
     if attachment.gradients:
         return _gradient_state(attachment)
+    attachment.settle()
     state = attachment.synchroniser.state()
     for part in ("reference", "residual"):
         shaped = zip(attachment.names, state[part], attachment.shapes, strict=True)
@@ -143,6 +147,7 @@ def load_state_dict(module: nn.Module, state: dict[str, Any]) -> None:
             raise ValueError(
                 f"the state has other parameters than the module: {', '.join(differing)}"
             )
+    attachment.settle()
     attachment.synchroniser.load(
         [state["reference"][name] for name in attachment.names],
         [state["residual"][name] for name in attachment.names],

@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, ShardingStrategy
 from torch.distributed.fsdp import _runtime_utils as fsdp1
+from torch.distributed.fsdp._common_utils import clean_tensor_name
 from torch.distributed.fsdp._traversal_utils import _get_fsdp_states
+from torch.distributed.tensor import DTensor
 
 from torch_distro._attachment import add_record
 from torch_distro._groups import backends_of
-from torch_distro._replicas import Replicas, reducing_of
+from torch_distro._replicas import Replicas, Shard, reducing_of
 
 _HYBRID = (ShardingStrategy.HYBRID_SHARD, ShardingStrategy._HYBRID_SHARD_ZERO2)
 
@@ -88,13 +90,12 @@ def _fsdp1_replicas(root: Any) -> Replicas | None:  # noqa: ANN401 - FSDP1's wra
     if group is None or not _exchanges_weights(group):
         return None
     handles = [state._handle for state in states]
-    shards = [
-        (f"{number}:{handle.flat_param._fqns[0]}...", handle.flat_param._local_shard)
-        for number, handle in enumerate(handles)
-        if handle.flat_param.requires_grad
-    ]
     offloaded = any(handle._offload_params for handle in handles)
     known = weakref.ref(root)
+
+    def shards() -> list[Shard]:
+        module = known()
+        return _fsdp1_shards(module) if module is not None else []
 
     def reshard() -> None:
         module = known()
@@ -106,6 +107,24 @@ def _fsdp1_replicas(root: Any) -> Replicas | None:  # noqa: ANN401 - FSDP1's wra
 
     why_exact = "FSDP's CPU offload" if offloaded else ""
     return Replicas(root, _name_of(root.module), group, shards, handles, reshard, why_exact)
+
+
+def _fsdp1_shards(root: Any) -> list[Shard]:  # noqa: ANN401
+    """This rank's part of each parameter: frozen ones may share a flat parameter with others."""
+    found = []
+    for prefix, module in root.named_modules():
+        handle = module._handle if isinstance(module, FullyShardedDataParallel) else None
+        if handle is None:
+            continue
+        flat = handle.flat_param
+        parameters = flat._params or [flat] * len(flat._fqns)  # of use_orig_params
+        parts = zip(flat._fqns, parameters, flat._shard_param_infos, strict=True)
+        for name, parameter, where in parts:
+            begin, count = where.offset_in_shard or 0, where.numel_in_shard or 0
+            memory = flat._local_shard[begin : begin + count]
+            name = clean_tensor_name(f"{prefix}.{name}".lstrip("."))
+            found.append(Shard(name, memory, parameter.requires_grad))
+    return found
 
 
 def _fsdp2_groups(root: Any) -> list[Any]:  # noqa: ANN401 - private types of FSDP2
@@ -127,28 +146,76 @@ def _fsdp2_replicas(root: Any) -> Replicas | None:  # noqa: ANN401
     replicas = replicate.pop()
     if replicas is None or not _exchanges_weights(replicas):
         return None
-    shards = [
-        (parameter._param_fqn or str(number), parameter.sharded_param._local_tensor)
-        for group in groups
-        for number, parameter in enumerate(group.fsdp_params)
-        if parameter.sharded_param.requires_grad
-    ]
     hooked = any(group._all_reduce_hook is not None for group in groups)
     known = weakref.ref(root)
 
     def reshard() -> None:
         state = known()
         for group in _fsdp2_groups(state) if state is not None else []:
+            group.wait_for_unshard()  # the script may have called unshard() ahead of the forward
             group._to_sharded()
+
+    def shards() -> list[Shard]:
+        state = known()
+        return [
+            Shard(
+                parameter._param_fqn,
+                parameter.sharded_param._local_tensor,
+                parameter.sharded_param.requires_grad,
+            )
+            for group in (_fsdp2_groups(state) if state is not None else [])
+            for parameter in group.fsdp_params
+        ]
 
     why_exact = "the script has an all-reduce hook of its own" if hooked else ""
     module = root._modules[0]
     return Replicas(module, _name_of(module), replicas, shards, groups, reshard, why_exact)
 
 
+def meet(module: nn.Module) -> None:
+    """Meet the sharded modules in a module now, if their first forward is still to come.
+
+    FSDP takes whom it meets first for a root: this is for what only roots are given to.
+    """
+    for part in module.modules():
+        if isinstance(part, FullyShardedDataParallel):
+            fsdp1._lazy_init(part, part)
+            if part._is_root and part not in _roots:
+                _meet_fsdp1(part)
+        elif (state := _fsdp2_state(part)) is not None:
+            state._lazy_init()
+            if state._is_root and state not in _roots:
+                _meet_fsdp2(state)
+
+
+def _fsdp2_state(module: nn.Module) -> Any:  # noqa: ANN401
+    return module._get_fsdp_state() if isinstance(module, FSDPModule) else None
+
+
+def copies_of(
+    module: nn.Module, group: dist.ProcessGroup
+) -> Iterator[tuple[torch.Tensor, list[dist.ProcessGroup]]]:
+    """What this rank holds of each parameter, and the groups over which others hold the same.
+
+    Those of a parameter that is not sharded are `group`.
+    """
+    parts = module.modules()
+    sharded = [part for part in parts if isinstance(part, FullyShardedDataParallel)]
+    flat = {id(parameter) for part in sharded for parameter in part.parameters()}
+    for parameter in module.parameters():
+        if isinstance(parameter, DTensor):
+            mesh = parameter.device_mesh
+            replicated = [i for i, placed in enumerate(parameter.placements) if placed.is_replicate()]
+            yield parameter.to_local(), [mesh.get_group(i) for i in replicated]
+        elif id(parameter) not in flat:  # FSDP1 keeps copies equal
+            yield parameter, [group]
+
+
 def _wrap_forward(original: Callable[..., Any]) -> Callable[..., Any]:
     """Of FSDP1's wrapper, which is told here whether it is the root."""
 
+    # As dynamo does with FSDP's own: what is wrapped is compiled, the wrapper is not.
+    @functools.partial(torch.compiler.disable, recursive=False)
     @functools.wraps(original)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the module's own
         fsdp1._lazy_init(self, self)
