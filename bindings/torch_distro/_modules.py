@@ -65,13 +65,11 @@ def resync(module: nn.Module) -> None:
         owner.synchroniser.mark()
 
 
-_NOT_EXCHANGED = (
-    "this module is not in weights mode: wrap it in DistributedDataParallel on a distro group"
+_WRAP = (
+    "wrap it in DistributedDataParallel on a distro group, or shard it in replicas (hybrid sharding)"
 )
-_NO_STATE = (
-    "this module is not compressed, and so there is nothing to save: wrap it in "
-    "DistributedDataParallel on a distro group (mode weights, ef or demo)"
-)
+_NOT_EXCHANGED = f"this module is not in weights mode: {_WRAP}"
+_NO_STATE = f"this module is not compressed, and so there is nothing to save: {_WRAP}"
 
 
 def _owner_of(module: nn.Module) -> Attachment:
@@ -93,7 +91,8 @@ def state_dict(module: nn.Module) -> dict[str, Any]:
 
     Args:
         module: a DDP module in mode weights, ef or demo; in the latter two not while a backward
-            runs. Not a collective.
+            runs. Or the root of hybrid sharding in mode weights: the state is then of this rank's
+            shards, on one line each where FSDP1 has them so. Not a collective.
 
     Returns:
         In weights mode ``reference`` and ``residual`` (W and R by parameter name, fp32, in the

@@ -58,8 +58,9 @@ class Replicas(Attachment):
     ) -> None:
         self._find_shards = find_shards
         self._reshard = reshard
+        self._trained_in_backward: list[bool] | None = None
         self._begin(group, name)
-        self._take_shards()
+        self._take_shards([shard.trained for shard in find_shards()])
         count = sum(shard.numel() for _, shard in self._shards)
         description = (
             f"hybrid sharding, {count} trainable parameters in this rank's shard, "
@@ -78,16 +79,14 @@ class Replicas(Attachment):
     def _frozen(self, module: Any) -> list[tuple[str, torch.Tensor]]:  # noqa: ANN401
         return []
 
-    def _take_shards(self) -> None:
-        """Exchange what is trained now."""
-        found = self._find_shards()
-        self._trained = [shard.trained for shard in found]
-        self._trained_in_backward: list[bool] | None = None
+    def _take_shards(self, trained: list[bool]) -> None:
+        """Exchange these of the shards."""
+        self._trained = trained
         # An alias: FSDP may put a shard into other memory, and the exchange follows it.
         self._shards = [
             (shard.name, shard.memory.detach())
-            for shard in found
-            if shard.trained and shard.memory.numel() > 0
+            for shard, taken in zip(self._find_shards(), trained, strict=True)
+            if taken and shard.memory.numel() > 0
         ]
 
     def settle(self) -> None:
@@ -103,22 +102,23 @@ class Replicas(Attachment):
         if self._settled:
             return
         self.settle()
-        if self.exchanged and self._trained_in_backward not in (None, self._trained):
-            self._begin_again()
-        self._trained_in_backward = None
+        trained, self._trained_in_backward = self._trained_in_backward, None
+        if self.exchanged and trained is not None and trained != self._trained:
+            self._begin_again(trained)
         self._exchange()
 
-    def _begin_again(self) -> None:
+    def _begin_again(self, trained: list[bool]) -> None:
         """The script has frozen or thawed parameters, on all ranks."""
         self.group.log(
             "info",
             f"module {self.name}: parameters were frozen, or are trained now that were frozen; all "
             "replicas take the mean of their weights once",
         )
-        self.synchroniser.average()
+        self.synchroniser.average()  # what is frozen now
         self.synchroniser = None
-        self._take_shards()
+        self._take_shards(trained)
         self.take_number(None)
+        self.synchroniser.average()  # what was frozen: each replica has trained its own for a step
 
     def average(self) -> bool:
         self.settle()

@@ -137,6 +137,18 @@ def _fsdp2_groups(root: Any) -> list[Any]:  # noqa: ANN401 - private types of FS
     return found
 
 
+def _fsdp2_shards(root: Any) -> list[Shard]:  # noqa: ANN401
+    names = {module: name for name, module in root._modules[0].named_modules()}
+    found = []
+    for group in _fsdp2_groups(root):
+        for parameter in group.fsdp_params:
+            # Not by `_param_fqn`: it is unknown of what was gathered at the first forward.
+            where, sharded = parameter._module_info, parameter.sharded_param
+            name = clean_tensor_name(f"{names[where.module]}.{where.param_name}".lstrip("."))
+            found.append(Shard(name, sharded._local_tensor, sharded.requires_grad))
+    return found
+
+
 def _fsdp2_replicas(root: Any) -> Replicas | None:  # noqa: ANN401
     groups = _fsdp2_groups(root)
     replicate = {getattr(group.mesh_info, "replicate_process_group", None) for group in groups}
@@ -153,19 +165,15 @@ def _fsdp2_replicas(root: Any) -> Replicas | None:  # noqa: ANN401
         state = known()
         for group in _fsdp2_groups(state) if state is not None else []:
             group.wait_for_unshard()  # the script may have called unshard() ahead of the forward
+            for parameter in group.fsdp_params if group.is_unsharded else ():
+                # What was set while it was gathered would be lost.
+                trained = parameter.unsharded_param.requires_grad
+                parameter.sharded_param.requires_grad_(trained)
             group._to_sharded()
 
     def shards() -> list[Shard]:
         state = known()
-        return [
-            Shard(
-                parameter._param_fqn,
-                parameter.sharded_param._local_tensor,
-                parameter.sharded_param.requires_grad,
-            )
-            for group in (_fsdp2_groups(state) if state is not None else [])
-            for parameter in group.fsdp_params
-        ]
+        return _fsdp2_shards(state) if state is not None else []
 
     why_exact = "the script has an all-reduce hook of its own" if hooked else ""
     module = root._modules[0]
@@ -214,20 +222,25 @@ def copies_of(
 def _wrap_forward(original: Callable[..., Any]) -> Callable[..., Any]:
     """Of FSDP1's wrapper, which is told here whether it is the root."""
 
-    # As dynamo does with FSDP's own: what is wrapped is compiled, the wrapper is not.
+    # Dynamo leaves FSDP's own wrapper alone and compiles what is in it; so with this one.
     @functools.partial(torch.compiler.disable, recursive=False)
     @functools.wraps(original)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the module's own
-        fsdp1._lazy_init(self, self)
-        if self._is_root:
-            if self not in _roots:
-                _meet_fsdp1(self)
-            replicas = _roots[self]
-            if replicas is not None and torch.is_grad_enabled() and self._sync_gradients:
-                replicas.exchange()
+        _before_fsdp1_forward(self)
         return original(self, *args, **kwargs)
 
     return forward
+
+
+def _before_fsdp1_forward(module: Any) -> None:  # noqa: ANN401
+    fsdp1._lazy_init(module, module)
+    if not module._is_root:
+        return
+    if module not in _roots:
+        _meet_fsdp1(module)
+    replicas = _roots[module]
+    if replicas is not None and torch.is_grad_enabled() and module._sync_gradients:
+        replicas.exchange()
 
 
 def _wrap_reduce_grad(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -295,6 +308,8 @@ def _wrap_post_backward(original: Callable[..., Any]) -> Callable[..., Any]:
 @functools.cache
 def install() -> None:
     """Wrap what must be wrapped, once a process. What this torch lacks is left alone."""
+    global _before_fsdp1_forward
+    _before_fsdp1_forward = torch.compiler.disable(_before_fsdp1_forward)
     forward = FullyShardedDataParallel.forward
     FullyShardedDataParallel.forward = _wrap_forward(forward)  # type: ignore[method-assign]
     fsdp1._reduce_grad = _wrap_reduce_grad(fsdp1._reduce_grad)  # type: ignore[assignment]
