@@ -120,7 +120,9 @@ def _attachments_of(parameters: Any) -> list[Attachment]:  # noqa: ANN401 - any 
     return [attachment for owner in owners if (attachment := owner()) is not None]
 
 
-def _wrap(kind: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+def _wrap(
+    kind: object, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> None:
     original = getattr(kind, name, None)
     if original is not None:
         setattr(kind, name, functools.wraps(original)(make(original)))

@@ -213,7 +213,9 @@ def copies_of(
     for parameter in module.parameters():
         if isinstance(parameter, DTensor):
             mesh = parameter.device_mesh
-            replicated = [i for i, placed in enumerate(parameter.placements) if placed.is_replicate()]
+            replicated = [
+                i for i, placed in enumerate(parameter.placements) if placed.is_replicate()
+            ]
             yield parameter.to_local(), [mesh.get_group(i) for i in replicated]
         elif id(parameter) not in flat:  # FSDP1 keeps copies equal
             yield parameter, [group]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch_distro
 from hybrid import (
     KINDS,
@@ -22,8 +23,6 @@ from models import batches
 from ranks import run
 from torch import nn
 from torch.distributed.tensor import DTensor
-
-import torch.distributed as dist
 
 
 def _plain(kind: str) -> Any:  # noqa: ANN401

@@ -178,7 +178,9 @@ def _average_exact(rank: int, size: int, kind: str, hybrid: bool) -> bool:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("hybrid", "mode"), [(False, "auto"), (True, "dense"), (True, "ef")], ids=["full", "dense", "ef"]
+    ("hybrid", "mode"),
+    [(False, "auto"), (True, "dense"), (True, "ef")],
+    ids=["full", "dense", "ef"],
 )
 def test_the_mean_of_exact_shards_is_what_they_are(kind: str, hybrid: bool, mode: str) -> None:
     assert run(4, _average_exact, kind, hybrid, env={"DISTRO_MODE": mode}) == [True] * 4
