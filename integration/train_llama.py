@@ -139,7 +139,8 @@ def shard(model: Llama, mesh: DeviceMesh, args: argparse.Namespace) -> nn.Module
         )
         for layer in model.layers.values():
             fully_shard(layer, mesh=mesh, mp_policy=policy)
-        return fully_shard(model, mesh=mesh, mp_policy=policy)
+        fully_shard(model, mesh=mesh, mp_policy=policy)
+        return model
     half = MixedPrecision(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     return FullyShardedDataParallel(
         model,

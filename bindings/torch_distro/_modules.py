@@ -65,7 +65,10 @@ def resync(module: nn.Module) -> None:
         owner.synchroniser.mark()
 
 
-_WRAP = "wrap it in DistributedDataParallel on a distro group, or shard it in replicas (hybrid sharding)"
+_WRAP = (
+    "wrap it in DistributedDataParallel on a distro group, or shard it there in replicas (hybrid "
+    "sharding)"
+)
 _NOT_EXCHANGED = f"this module is not in weights mode: {_WRAP}"
 _NO_STATE = f"this module is not compressed, and so there is nothing to save: {_WRAP}"
 

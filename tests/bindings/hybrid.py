@@ -45,7 +45,8 @@ def shard(kind: str, module: nn.Module, **options: Any) -> Any:  # noqa: ANN401 
     if kind == "fsdp2":
         fully_shard(next(module.children()), **options)
         return fully_shard(module, **options)
-    options = {"use_orig_params": True, "device_id": torch.device("cpu")} | options
+    options.setdefault("use_orig_params", True)
+    options["device_id"] = torch.device("cpu")
     return FullyShardedDataParallel(
         module, sharding_strategy=ShardingStrategy.HYBRID_SHARD, **options
     )

@@ -139,7 +139,8 @@ def _clip(rank: int, size: int, kind: str) -> tuple[float, float]:
         if kind == "fsdp1":
             norm = module.clip_grad_norm_(0.5)
         else:
-            norm = nn.utils.clip_grad_norm_(module.parameters(), 0.5).full_tensor()
+            whole: Any = nn.utils.clip_grad_norm_(module.parameters(), 0.5)
+            norm = whole.full_tensor()
         optimizer.step()
     grads = [p.grad for p in module.parameters() if p.grad is not None]
     parts = [g.to_local() if isinstance(g, DTensor) else g for g in grads]

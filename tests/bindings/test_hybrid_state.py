@@ -30,8 +30,9 @@ NAMES = ("0.weight", "0.bias", "2.weight", "2.bias")
 def _module(kind: str, seed: int = 0) -> Any:  # noqa: ANN401
     module = net()
     torch.manual_seed(seed)
-    for part in (module[0], module[2]):
-        part.reset_parameters()
+    for part in module:
+        if isinstance(part, nn.Linear):
+            part.reset_parameters()
     return shard(kind, module)
 
 

@@ -25,8 +25,10 @@ pytestmark = pytest.mark.skipif(
 def compare(folder: Path, *options: str) -> list[dict[str, Any]]:
     path = folder / "rows.json"
     ended = subprocess.run(
-        [sys.executable, str(INTEGRATION / "compare_hybrid.py"), "--json", str(path)]
-        + [*options, *TINY],
+        [
+            *(sys.executable, str(INTEGRATION / "compare_hybrid.py"), "--json", str(path)),
+            *(*options, *TINY),
+        ],
         capture_output=True,
         text=True,
         timeout=240,
