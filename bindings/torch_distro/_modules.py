@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
 
 from torch_distro._attach import owners_of
 from torch_distro._attachment import Attachment
-from torch_distro._sharded import copies_of, meet
+from torch_distro._sharded import meet
 
 
 def average(module: nn.Module) -> None:
@@ -38,12 +41,33 @@ def average(module: nn.Module) -> None:
 
 def _exact_mean(module: nn.Module, group: dist.ProcessGroup) -> None:
     with torch.no_grad():
-        for parameter, groups in copies_of(module, group):
+        for parameter, groups in _copies(module, group):
             for copies in groups:
                 half = parameter.dtype in (torch.float16, torch.bfloat16)
                 mean = parameter.float() if half else parameter.clone()
                 dist.all_reduce(mean, group=copies)
                 parameter.copy_(mean / dist.get_world_size(copies))
+
+
+def _copies(
+    module: nn.Module, group: dist.ProcessGroup
+) -> Iterator[tuple[torch.Tensor, list[dist.ProcessGroup]]]:
+    """What this rank holds of each parameter, and the groups over which others hold the same.
+
+    Those of a parameter that is not sharded are `group`.
+    """
+    parts = module.modules()
+    sharded = [part for part in parts if isinstance(part, FullyShardedDataParallel)]
+    flat = {id(parameter) for part in sharded for parameter in part.parameters()}
+    for parameter in module.parameters():
+        if isinstance(parameter, DTensor):
+            mesh = parameter.device_mesh
+            replicated = [
+                i for i, placed in enumerate(parameter.placements) if placed.is_replicate()
+            ]
+            yield parameter.to_local(), [mesh.get_group(i) for i in replicated]
+        elif id(parameter) not in flat:  # FSDP1 keeps copies equal
+            yield parameter, [group]
 
 
 def resync(module: nn.Module) -> None:

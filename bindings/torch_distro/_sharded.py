@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,7 +20,6 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, Shardin
 from torch.distributed.fsdp import _runtime_utils as fsdp1
 from torch.distributed.fsdp._common_utils import clean_tensor_name
 from torch.distributed.fsdp._traversal_utils import _get_fsdp_states
-from torch.distributed.tensor import DTensor
 
 from torch_distro._attachment import add_record
 from torch_distro._groups import backends_of
@@ -198,27 +197,6 @@ def meet(module: nn.Module) -> None:
 
 def _fsdp2_state(module: nn.Module) -> Any:  # noqa: ANN401
     return module._get_fsdp_state() if isinstance(module, FSDPModule) else None
-
-
-def copies_of(
-    module: nn.Module, group: dist.ProcessGroup
-) -> Iterator[tuple[torch.Tensor, list[dist.ProcessGroup]]]:
-    """What this rank holds of each parameter, and the groups over which others hold the same.
-
-    Those of a parameter that is not sharded are `group`.
-    """
-    parts = module.modules()
-    sharded = [part for part in parts if isinstance(part, FullyShardedDataParallel)]
-    flat = {id(parameter) for part in sharded for parameter in part.parameters()}
-    for parameter in module.parameters():
-        if isinstance(parameter, DTensor):
-            mesh = parameter.device_mesh
-            replicated = [
-                i for i, placed in enumerate(parameter.placements) if placed.is_replicate()
-            ]
-            yield parameter.to_local(), [mesh.get_group(i) for i in replicated]
-        elif id(parameter) not in flat:  # FSDP1 keeps copies equal
-            yield parameter, [group]
 
 
 def _wrap_forward(original: Callable[..., Any]) -> Callable[..., Any]:

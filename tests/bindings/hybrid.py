@@ -46,10 +46,8 @@ def shard(kind: str, module: nn.Module, **options: Any) -> Any:  # noqa: ANN401 
         fully_shard(next(module.children()), **options)
         return fully_shard(module, **options)
     options.setdefault("use_orig_params", True)
-    options["device_id"] = torch.device("cpu")
-    return FullyShardedDataParallel(
-        module, sharding_strategy=ShardingStrategy.HYBRID_SHARD, **options
-    )
+    options.setdefault("sharding_strategy", ShardingStrategy.HYBRID_SHARD)
+    return FullyShardedDataParallel(module, device_id=torch.device("cpu"), **options)
 
 
 def step(module: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> float:

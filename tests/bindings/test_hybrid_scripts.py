@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from hybrid import KINDS, check_equals_gloo, grid, local, modes_of, net, shard
+from hybrid import KINDS, check_equals_gloo, local, modes_of, net, shard
 from models import batches
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
-    CPUOffloadPolicy,
     MixedPrecision,
     MixedPrecisionPolicy,
 )
@@ -104,45 +103,6 @@ def test_weights_in_bf16(kind: str) -> None:
     check_equals_gloo(kind, _half_weights, rel=2e-2, train=_train_half)
 
 
-def _kept(kind: str) -> Any:  # noqa: ANN401
-    return shard(kind, net(), reshard_after_forward=False)
-
-
-def _let_go(kind: str) -> Any:  # noqa: ANN401
-    return shard(kind, net(), reshard_after_forward=True)
-
-
-def _resharded_to_two(kind: str) -> Any:  # noqa: ANN401
-    return shard(kind, net(), mesh=grid(4), reshard_after_forward=2)
-
-
-@pytest.mark.parametrize(
-    ("build", "ranks"), [(_kept, 4), (_let_go, 4), (_resharded_to_two, 8)], ids=["no", "yes", "2"]
-)
-def test_reshard_after_forward(build: Callable[[str], Any], ranks: int) -> None:
-    check_equals_gloo("fsdp2", build, ranks=ranks)
-
-
-class _Ahead(nn.Module):
-    """Calls ``unshard()`` before the forward, to overlap the gather with other work."""
-
-    def __init__(self, module: Any) -> None:  # noqa: ANN401
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.module.unshard()
-        return self.module(x)
-
-
-def _unsharded_ahead(kind: str) -> Any:  # noqa: ANN401
-    return _Ahead(shard(kind, net()))
-
-
-def test_weights_that_are_gathered_before_the_forward_are_the_exchanged_ones() -> None:
-    check_equals_gloo("fsdp2", _unsharded_ahead)
-
-
 def _compiled_blocks(kind: str) -> Any:  # noqa: ANN401
     module = net()
     module[0].compile(backend="aot_eager")
@@ -195,14 +155,6 @@ def _flat_parameters(kind: str) -> Any:  # noqa: ANN401
 
 def test_flat_parameters() -> None:
     check_equals_gloo("fsdp1", _flat_parameters)
-
-
-def _offloaded(kind: str) -> Any:  # noqa: ANN401
-    return shard(kind, net(), offload_policy=CPUOffloadPolicy(pin_memory=False))
-
-
-def test_cpu_offload() -> None:
-    check_equals_gloo("fsdp2", _offloaded)  # FSDP1 cannot offload without a GPU
 
 
 def _hook(gradient: torch.Tensor) -> None:
