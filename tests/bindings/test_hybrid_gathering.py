@@ -40,7 +40,7 @@ class _Ahead(nn.Module):
         self.module = module
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.module.unshard()
+        self.module.unshard(async_op=True)
         return self.module(x)
 
 
