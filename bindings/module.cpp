@@ -339,6 +339,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def("stay_exact", &ModuleSynchroniser::stay_exact, py::arg("reason"))
       .def("average", &ModuleSynchroniser::average, release_gil())
       .def_property_readonly("exact", &ModuleSynchroniser::exact)
+      .def_property_readonly("backward_done", &ModuleSynchroniser::backward_done)
       .def_property_readonly("exchanges",
                              py::cpp_function(&ModuleSynchroniser::exchanges, release_gil()))
       .def_property_readonly("checksum",

@@ -79,6 +79,8 @@ class ModuleSynchroniser : public ReplicaGradients {
   bool take(at::Tensor& gradient, const c10d::ReduceOp& op) override;
 
   [[nodiscard]] bool exact() const noexcept { return exact_; }
+  /// Whether there is something to exchange: a synchronised backward since the last sync point.
+  [[nodiscard]] bool backward_done() const noexcept { return backward_done_; }
   [[nodiscard]] std::uint64_t exchanges() const { return exchange_.exchanges(); }
   [[nodiscard]] std::uint64_t checksum() const { return exchange_.checksum(); }
   /// The state of this rank, for a per-rank checkpoint; and its return, before the first training

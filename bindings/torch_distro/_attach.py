@@ -9,9 +9,10 @@ what exchanges, and the forward-pre hook only registers it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -119,7 +120,9 @@ def _attachments_of(parameters: Any) -> list[Attachment]:  # noqa: ANN401 - any 
     return [attachment for owner in owners if (attachment := owner()) is not None]
 
 
-def _wrap(kind: type, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+def _wrap(
+    kind: object, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> None:
     original = getattr(kind, name, None)
     if original is not None:
         setattr(kind, name, functools.wraps(original)(make(original)))
@@ -160,16 +163,32 @@ def _wrap_edit(original: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def edit(self: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        exchanged = [attachment for attachment in owners_of(self) if attachment.exchanged]
-        for attachment in exchanged:
-            attachment.synchroniser.before_edit()
-        try:
+        with _editing(owners_of(self)):
             return original(self, *args, **kwargs)
-        finally:  # a load that raises has copied what fitted
-            for attachment in exchanged:
-                attachment.synchroniser.after_edit()
 
     return edit
+
+
+def _wrap_checkpoint_load(original: Callable[..., Any]) -> Callable[..., Any]:
+    """It writes into the tensors of a state, which are a module's own where its state_dict is."""
+
+    def load(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        with _editing(list(_attachments.values())):
+            return original(*args, **kwargs)
+
+    return load
+
+
+@contextlib.contextmanager
+def _editing(attachments: Iterable[Attachment]) -> Iterator[None]:
+    exchanged = [attachment for attachment in attachments if attachment.exchanged]
+    for attachment in exchanged:
+        attachment.synchroniser.before_edit()
+    try:
+        yield
+    finally:  # a load that raises has copied what fitted
+        for attachment in exchanged:
+            attachment.synchroniser.after_edit()
 
 
 def _wrap_join(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -204,6 +223,7 @@ def _wrap_sharded_optimizer(original: Callable[..., Any]) -> Callable[..., Any]:
 def install() -> None:
     """Wrap what must be wrapped, once a process."""
     global _before_forward
+    from torch.distributed.checkpoint import state_dict_loader
     from torch.distributed.optim import ZeroRedundancyOptimizer
     from torch.optim.optimizer import (
         register_optimizer_step_post_hook,
@@ -219,6 +239,8 @@ def install() -> None:
     _wrap(DistributedDataParallel, "_sync_final_model", _wrap_edit)
     _wrap(DistributedDataParallel, "_check_global_requires_backward_grad_sync", _wrap_join)
     _wrap(nn.Module, "load_state_dict", _wrap_edit)
+    # By `load`, under whatever name a script has imported that.
+    _wrap(state_dict_loader, "_load_state_dict", _wrap_checkpoint_load)
     _wrap(ZeroRedundancyOptimizer, "__init__", _wrap_sharded_optimizer)
     register_optimizer_step_pre_hook(_before_optimizer_step)
     register_optimizer_step_post_hook(_after_optimizer_step)

@@ -50,7 +50,7 @@ class Attachment:
         self.shapes: list[torch.Size] = []
         self._hooked = False
         self._settled = False  # exact, and all ranks know
-        self._normalises: list[bool] = []  # of the optimizers seen before there was a synchroniser
+        self._normalises: list[bool] = []  # of the optimizers seen
 
     def _decide(self, why_exact: str, description: str) -> None:
         if why_exact:
@@ -126,9 +126,8 @@ class Attachment:
 
     def take_optimizer(self, normalises: bool) -> None:
         """An optimizer stepped these parameters; whether its steps do not scale with gradients."""
-        if self.synchroniser is None:
-            self._normalises.append(normalises)
-        else:
+        self._normalises.append(normalises)
+        if self.synchroniser is not None:
             self.synchroniser.set_optimizer(normalises)
 
     def before_forward(self, module: DistributedDataParallel) -> None:
@@ -158,6 +157,9 @@ class Attachment:
         if joined is not None:
             self.synchroniser.take_site(joined)
         self._exchange()
+
+    def settle(self) -> None:
+        """Before the weights are read or written outside the exchange."""
 
     def _exchange(self) -> None:
         self.synchroniser.before_forward()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
 
 from torch_distro._attach import owners_of
 from torch_distro._attachment import Attachment
+from torch_distro._sharded import meet
 
 
 def average(module: nn.Module) -> None:
@@ -37,11 +41,33 @@ def average(module: nn.Module) -> None:
 
 def _exact_mean(module: nn.Module, group: dist.ProcessGroup) -> None:
     with torch.no_grad():
-        for parameter in module.parameters():
-            half = parameter.dtype in (torch.float16, torch.bfloat16)
-            mean = parameter.float() if half else parameter.clone()
-            dist.all_reduce(mean, group=group)
-            parameter.copy_(mean / dist.get_world_size(group))
+        for parameter, groups in _copies(module, group):
+            for copies in groups:
+                half = parameter.dtype in (torch.float16, torch.bfloat16)
+                mean = parameter.float() if half else parameter.clone()
+                dist.all_reduce(mean, group=copies)
+                parameter.copy_(mean / dist.get_world_size(copies))
+
+
+def _copies(
+    module: nn.Module, group: dist.ProcessGroup
+) -> Iterator[tuple[torch.Tensor, list[dist.ProcessGroup]]]:
+    """What this rank holds of each parameter, and the groups over which others hold the same.
+
+    Those of a parameter that is not sharded are `group`.
+    """
+    parts = module.modules()
+    sharded = [part for part in parts if isinstance(part, FullyShardedDataParallel)]
+    flat = {id(parameter) for part in sharded for parameter in part.parameters()}
+    for parameter in module.parameters():
+        if isinstance(parameter, DTensor):
+            mesh = parameter.device_mesh
+            replicated = [
+                i for i, placed in enumerate(parameter.placements) if placed.is_replicate()
+            ]
+            yield parameter.to_local(), [mesh.get_group(i) for i in replicated]
+        elif id(parameter) not in flat:  # FSDP1 keeps copies equal
+            yield parameter, [group]
 
 
 def resync(module: nn.Module) -> None:
@@ -63,16 +89,16 @@ def resync(module: nn.Module) -> None:
         owner.synchroniser.mark()
 
 
-_NOT_EXCHANGED = (
-    "this module is not in weights mode: wrap it in DistributedDataParallel on a distro group"
+_WRAP = (
+    "wrap it in DistributedDataParallel on a distro group, or shard it there in replicas (hybrid "
+    "sharding)"
 )
-_NO_STATE = (
-    "this module is not compressed, and so there is nothing to save: wrap it in "
-    "DistributedDataParallel on a distro group (mode weights, ef or demo)"
-)
+_NOT_EXCHANGED = f"this module is not in weights mode: {_WRAP}"
+_NO_STATE = f"this module is not compressed, and so there is nothing to save: {_WRAP}"
 
 
 def _owner_of(module: nn.Module) -> Attachment:
+    meet(module)  # or a sharded one would be met at its first forward only
     owners = [owner for owner in owners_of(module) if owner.exchanged or owner.gradients]
     if not owners:
         raise ValueError(_NO_STATE)
@@ -90,7 +116,8 @@ def state_dict(module: nn.Module) -> dict[str, Any]:
 
     Args:
         module: a DDP module in mode weights, ef or demo; in the latter two not while a backward
-            runs. Not a collective.
+            runs. Or the root of hybrid sharding in mode weights: the state is then of this rank's
+            shards, on one line each where FSDP1 has them so. Not a collective.
 
     Returns:
         In weights mode ``reference`` and ``residual`` (W and R by parameter name, fp32, in the
@@ -105,6 +132,7 @@ def state_dict(module: nn.Module) -> dict[str, Any]:
     attachment = _owner_of(module)
     if attachment.gradients:
         return _gradient_state(attachment)
+    attachment.settle()
     state = attachment.synchroniser.state()
     for part in ("reference", "residual"):
         shaped = zip(attachment.names, state[part], attachment.shapes, strict=True)
@@ -143,6 +171,7 @@ def load_state_dict(module: nn.Module, state: dict[str, Any]) -> None:
             raise ValueError(
                 f"the state has other parameters than the module: {', '.join(differing)}"
             )
+    attachment.settle()
     attachment.synchroniser.load(
         [state["reference"][name] for name in attachment.names],
         [state["residual"][name] for name in attachment.names],

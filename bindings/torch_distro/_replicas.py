@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +24,15 @@ from torch_distro._attachment import _FLOATS, Attachment
 _reducers: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
+@dataclass(frozen=True)
+class Shard:
+    """What this rank has of a parameter: its name, its memory, whether it is trained."""
+
+    name: str
+    memory: torch.Tensor
+    trained: bool
+
+
 class Replicas(Attachment):
     """What ties the shards of one root module to the exchange.
 
@@ -30,7 +40,7 @@ class Replicas(Attachment):
         module: the root.
         name: of the module, as ``stats()`` shows it.
         group: the ranks that hold the same shards.
-        shards: the trainable shards of this rank, by name; their memory stays where it is.
+        find_shards: this rank's, as they are now; the same parameters in the same order each time.
         reducers: what FSDP reduces their gradients by.
         reshard: lets go of weights that were gathered from the shards.
         why_exact: they cannot be exchanged; empty if they can.
@@ -41,14 +51,16 @@ class Replicas(Attachment):
         module: nn.Module,
         name: str,
         group: dist.ProcessGroup,
-        shards: list[tuple[str, torch.Tensor]],
+        find_shards: Callable[[], list[Shard]],
         reducers: list[Any],
         reshard: Callable[[], None],
         why_exact: str,
     ) -> None:
-        self._shards = [(name, shard) for name, shard in shards if shard.numel() > 0]
+        self._find_shards = find_shards
         self._reshard = reshard
+        self._trained_in_backward: list[bool] | None = None
         self._begin(group, name)
+        self._take_shards([shard.trained for shard in find_shards()])
         count = sum(shard.numel() for _, shard in self._shards)
         description = (
             f"hybrid sharding, {count} trainable parameters in this rank's shard, "
@@ -67,17 +79,49 @@ class Replicas(Attachment):
     def _frozen(self, module: Any) -> list[tuple[str, torch.Tensor]]:  # noqa: ANN401
         return []
 
+    def _take_shards(self, trained: list[bool]) -> None:
+        """Exchange these of the shards."""
+        self._trained = trained
+        # An alias: FSDP may put a shard into other memory, and the exchange follows it.
+        self._shards = [
+            (shard.name, shard.memory.detach())
+            for shard, taken in zip(self._find_shards(), trained, strict=True)
+            if taken and shard.memory.numel() > 0
+        ]
+
+    def settle(self) -> None:
+        """Nothing is gathered, and the exchange knows where the shards lie now."""
+        self._reshard()
+        memory = {shard.name: shard.memory for shard in self._find_shards()}
+        for name, shard in self._shards:
+            if shard.data_ptr() != memory[name].data_ptr():
+                shard.data = memory[name].detach()
+
     def exchange(self) -> None:
         """The sync point. Collective over the replicas."""
         if self._settled:
             return
-        self._reshard()
+        self.settle()
+        trained, self._trained_in_backward = self._trained_in_backward, None
+        if self.exchanged and trained is not None and trained != self._trained:
+            self._begin_again(trained)
         self._exchange()
 
+    def _begin_again(self, trained: list[bool]) -> None:
+        """The script has frozen or thawed parameters, on all ranks."""
+        self.group.log(
+            "info",
+            f"module {self.name}: parameters were frozen, or are trained now that were frozen; all "
+            "replicas take the mean of their weights once",
+        )
+        self.synchroniser.average()  # what is frozen now
+        self.synchroniser = None
+        self._take_shards(trained)
+        self.take_number(None)
+        self.synchroniser.average()  # what was frozen: each replica has trained its own for a step
+
     def average(self) -> bool:
-        if not self.exchanged:
-            return False
-        self._reshard()
+        self.settle()
         return super().average()
 
     @contextlib.contextmanager
@@ -88,6 +132,9 @@ class Replicas(Attachment):
             yield
         finally:
             self._backend.hand_replicas_to(None)
+        # Here and not in the forward: a script may freeze a module for another one's backward.
+        if self._trained_in_backward is None and self.synchroniser.backward_done:
+            self._trained_in_backward = [shard.trained for shard in self._find_shards()]
 
 
 def _why_not(shards: list[tuple[str, torch.Tensor]]) -> str:
@@ -98,6 +145,8 @@ def _why_not(shards: list[tuple[str, torch.Tensor]]) -> str:
             return f"{shards[0][0]} is on {shards[0][1].device} and {name} on {shard.device}"
         if shard.dtype not in _FLOATS or not shard.is_contiguous():
             return f"the shard of {name} is {shard.dtype}, {shard.layout}"
+        if type(shard) is not torch.Tensor:
+            return f"the shard of {name} is a {type(shard).__name__}"
     return ""
 
 

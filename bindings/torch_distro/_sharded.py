@@ -16,13 +16,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, ShardingStrategy
 from torch.distributed.fsdp import _runtime_utils as fsdp1
+from torch.distributed.fsdp._common_utils import clean_tensor_name
 from torch.distributed.fsdp._traversal_utils import _get_fsdp_states
 
 from torch_distro._attachment import add_record
 from torch_distro._groups import backends_of
-from torch_distro._replicas import Replicas, reducing_of
+from torch_distro._replicas import Replicas, Shard, reducing_of
 
 _HYBRID = (ShardingStrategy.HYBRID_SHARD, ShardingStrategy._HYBRID_SHARD_ZERO2)
 
@@ -91,13 +92,12 @@ def _fsdp1_replicas(root: Any) -> Replicas | None:  # noqa: ANN401 - FSDP1's wra
     if group is None or not _exchanges_weights(group):
         return None
     handles = [state._handle for state in states]
-    shards = [
-        (f"{number}:{handle.flat_param._fqns[0]}...", handle.flat_param._local_shard)
-        for number, handle in enumerate(handles)
-        if handle.flat_param.requires_grad
-    ]
     offloaded = any(handle._offload_params for handle in handles)
     known = weakref.ref(root)
+
+    def shards() -> list[Shard]:
+        module = known()
+        return _fsdp1_shards(module) if module is not None else []
 
     def reshard() -> None:
         module = known()
@@ -111,6 +111,24 @@ def _fsdp1_replicas(root: Any) -> Replicas | None:  # noqa: ANN401 - FSDP1's wra
     return Replicas(root, _name_of(root.module), group, shards, handles, reshard, why_exact)
 
 
+def _fsdp1_shards(root: Any) -> list[Shard]:  # noqa: ANN401
+    """This rank's part of each parameter: frozen ones may share a flat parameter with others."""
+    found = []
+    for prefix, module in root.named_modules():
+        handle = module._handle if isinstance(module, FullyShardedDataParallel) else None
+        if handle is None:
+            continue
+        flat = handle.flat_param
+        parameters = flat._params or [flat] * len(flat._fqns)  # of use_orig_params
+        parts = zip(flat._fqns, parameters, flat._shard_param_infos, strict=True)
+        for name, parameter, where in parts:
+            begin, count = where.offset_in_shard or 0, where.numel_in_shard or 0
+            memory = flat._local_shard[begin : begin + count]
+            name = clean_tensor_name(f"{prefix}.{name}".lstrip("."))
+            found.append(Shard(name, memory, parameter.requires_grad))
+    return found
+
+
 def _fsdp2_groups(root: Any) -> list[Any]:  # noqa: ANN401 - private types of FSDP2
     """The groups of parameters of a root's state and of those below it."""
     found = []
@@ -118,6 +136,18 @@ def _fsdp2_groups(root: Any) -> list[Any]:  # noqa: ANN401 - private types of FS
         # One group of parameters a state up to 2.12, several in later torch.
         groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
         found += [group for group in groups if group is not None]
+    return found
+
+
+def _fsdp2_shards(root: Any) -> list[Shard]:  # noqa: ANN401
+    names = {module: name for name, module in root._modules[0].named_modules()}
+    found = []
+    for group in _fsdp2_groups(root):
+        for parameter in group.fsdp_params:
+            # Not by `_param_fqn`: it is unknown of what was gathered at the first forward.
+            where, sharded = parameter._module_info, parameter.sharded_param
+            name = clean_tensor_name(f"{names[where.module]}.{where.param_name}".lstrip("."))
+            found.append(Shard(name, sharded._local_tensor, sharded.requires_grad))
     return found
 
 
@@ -130,40 +160,70 @@ def _fsdp2_replicas(root: Any) -> Replicas | None:  # noqa: ANN401
     replicas = replicate.pop()
     if replicas is None or not _exchanges_weights(replicas):
         return None
-    shards = [
-        (parameter._param_fqn or str(number), parameter.sharded_param._local_tensor)
-        for group in groups
-        for number, parameter in enumerate(group.fsdp_params)
-        if parameter.sharded_param.requires_grad
-    ]
     hooked = any(group._all_reduce_hook is not None for group in groups)
     known = weakref.ref(root)
 
     def reshard() -> None:
         state = known()
         for group in _fsdp2_groups(state) if state is not None else []:
+            group.wait_for_unshard()  # the script may have called unshard() ahead of the forward
+            for parameter in group.fsdp_params if group.is_unsharded else ():
+                # What was set while it was gathered would be lost.
+                trained = parameter.unsharded_param.requires_grad
+                parameter.sharded_param.requires_grad_(trained)
             group._to_sharded()
+
+    def shards() -> list[Shard]:
+        state = known()
+        return _fsdp2_shards(state) if state is not None else []
 
     why_exact = "the script has an all-reduce hook of its own" if hooked else ""
     module = root._modules[0]
     return Replicas(module, _name_of(module), replicas, shards, groups, reshard, why_exact)
 
 
+def meet(module: nn.Module) -> None:
+    """Meet the sharded modules in a module now, if their first forward is still to come.
+
+    FSDP takes whom it meets first for a root: this is for what only roots are given to.
+    """
+    for part in module.modules():
+        if isinstance(part, FullyShardedDataParallel):
+            fsdp1._lazy_init(part, part)
+            if part._is_root and part not in _roots:
+                _meet_fsdp1(part)
+        elif (state := _fsdp2_state(part)) is not None:
+            state._lazy_init()
+            if state._is_root and state not in _roots:
+                _meet_fsdp2(state)
+
+
+def _fsdp2_state(module: nn.Module) -> Any:  # noqa: ANN401
+    return module._get_fsdp_state() if isinstance(module, FSDPModule) else None
+
+
 def _wrap_forward(original: Callable[..., Any]) -> Callable[..., Any]:
     """Of FSDP1's wrapper, which is told here whether it is the root."""
 
+    # Dynamo leaves FSDP's own wrapper alone and compiles what is in it; so with this one.
+    @functools.partial(torch.compiler.disable, recursive=False)
     @functools.wraps(original)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the module's own
-        fsdp1._lazy_init(self, self)
-        if self._is_root:
-            if self not in _roots:
-                _meet_fsdp1(self)
-            replicas = _roots[self]
-            if replicas is not None and torch.is_grad_enabled() and self._sync_gradients:
-                replicas.exchange()
+        _before_fsdp1_forward(self)
         return original(self, *args, **kwargs)
 
     return forward
+
+
+def _before_fsdp1_forward(module: Any) -> None:  # noqa: ANN401
+    fsdp1._lazy_init(module, module)
+    if not module._is_root:
+        return
+    if module not in _roots:
+        _meet_fsdp1(module)
+    replicas = _roots[module]
+    if replicas is not None and torch.is_grad_enabled() and module._sync_gradients:
+        replicas.exchange()
 
 
 def _wrap_reduce_grad(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -231,6 +291,8 @@ def _wrap_post_backward(original: Callable[..., Any]) -> Callable[..., Any]:
 @functools.cache
 def install() -> None:
     """Wrap what must be wrapped, once a process. What this torch lacks is left alone."""
+    global _before_fsdp1_forward
+    _before_fsdp1_forward = torch.compiler.disable(_before_fsdp1_forward)
     forward = FullyShardedDataParallel.forward
     FullyShardedDataParallel.forward = _wrap_forward(forward)  # type: ignore[method-assign]
     fsdp1._reduce_grad = _wrap_reduce_grad(fsdp1._reduce_grad)  # type: ignore[assignment]
