@@ -34,7 +34,8 @@ class Attachment:
     def __init__(self, module: DistributedDataParallel, copied: bool) -> None:
         count = sum(parameter.numel() for _, parameter in trainable(module))
         self._begin(module.process_group, type(module.module).__name__)
-        self._decide(_why_exact(module, self.group), f"DDP, {count} trainable parameters")
+        description = f"DDP, {count} trainable parameters, {len(self.group.sites)} participants"
+        self._decide(_why_exact(module, self.group), description)
         if not copied:
             self.take_number(module)
 

@@ -254,7 +254,7 @@ def test_stats_name_the_modules_of_a_script_whose_model_lives_in_a_function(
     assert written["modules"][0] == {
         "name": "Linear",
         "mode": "weights",
-        "reason": "DDP, 10100 trainable parameters",
+        "reason": "DDP, 10100 trainable parameters, 2 participants",
         "exchanges": 3,
     }
 

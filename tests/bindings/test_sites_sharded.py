@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch_distro
+from hybrid import EVERYTHING, KINDS, local, replicas_of, step
 from models import batches
 from ranks import fail, run
-from test_hybrid import EVERYTHING, KINDS, _local, _replicas_of, _step
 from test_sites import TWO_BY_TWO, sites
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -35,12 +35,12 @@ def _train(rank: int, size: int, kind: str, normalises: bool, width: int = 250) 
         optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
     else:
         optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
-    losses = [_step(module, optimizer, x) for x in batches(rank, 8)]
-    result: dict[str, Any] = {"losses": losses, "shard": _local(module)}
+    losses = [step(module, optimizer, x) for x in batches(rank, 8)]
+    result: dict[str, Any] = {"losses": losses, "shard": local(module)}
     if dist.get_backend() == "distro":
         result["world"] = torch_distro.stats()
         if len(torch_distro.stats()["modules"]) == 0:
-            replicas = _replicas_of(module)
+            replicas = replicas_of(module)
             result["replicas"] = torch_distro.stats(replicas)
             result["ranks"] = dist.get_process_group_ranks(replicas)
     return result
@@ -101,8 +101,8 @@ def _own_mesh(rank: int, size: int) -> torch.Tensor:
     net = fully_shard(nn.Linear(20, 20), mesh=mesh)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     for x in batches(rank, 4):
-        _step(net, optimizer, x)
-    return _local(net)
+        step(net, optimizer, x)
+    return local(net)
 
 
 def test_replicas_of_one_site_are_reduced_exactly() -> None:
@@ -133,4 +133,4 @@ def _replicas_in_sites(rank: int, size: int) -> torch.Tensor:
         optimizer.step()
         optimizer.zero_grad()
     net(x)
-    return _local(net)
+    return local(net)
