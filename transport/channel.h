@@ -131,8 +131,8 @@ class Channel {
   /// Who is to blame when something beside this channel broke and names nobody: the first lost
   /// rank; else, by `until`, one that has left (PeerLeft), whose connection is broken (PeerLost),
   /// or that does not answer (PeerTimeout). Asks all peers for an answer; returns as soon as all
-  /// have given one (but where some ranks are no neighbours: of those a neighbour may know more) or
-  /// one is lost. Empty if all are well, or the channel is closed.
+  /// have given one or one is lost. If they have, and some ranks are no neighbours, waits twice as
+  /// long again for news of those. Empty if all are well, or the channel is closed.
   [[nodiscard]] virtual std::optional<PeerError> suspect(Deadline until) const = 0;
 
   /// How long a peer may stay disconnected from now on.

@@ -11,6 +11,10 @@ namespace {
 // Waiting "until Deadline::max()" overflows inside some implementations of condition variables.
 constexpr auto kLongestWait = std::chrono::hours(24 * 365);
 
+// How much longer than for its neighbours' answers a rank waits for what they find out of theirs.
+// Less: it blames a neighbour that is well; more: an error that names nobody comes later.
+constexpr int kPatienceBeyond = 2;
+
 std::string seconds(Clock::duration duration) {
   return fmt::format("{:.1f} s", std::chrono::duration<double>(duration).count());
 }
@@ -192,14 +196,20 @@ std::optional<PeerError> Inbox::suspect(Deadline asked, Deadline until) {
     return peer.state == PeerState::connected && peer.last_heard < asked;
   };
   const auto in_doubt = [&](const Box& peer) {
-    return silent(peer) || peer.state == PeerState::away || peer.state == PeerState::left ||
-           peer.state == PeerState::beyond;
+    return silent(peer) || peer.state == PeerState::away || peer.state == PeerState::left;
   };
+  const auto beyond = [](const Box& peer) { return peer.state == PeerState::beyond; };
   std::unique_lock lock(mutex_);
   ++suspecting_;
-  while (!first_lost_ && !closed_ && Clock::now() < until &&
-         std::ranges::any_of(boxes_, in_doubt)) {
-    changed_.wait_until(lock, until);
+  const auto wait = [&](Deadline end, const auto& doubt) {
+    while (!first_lost_ && !closed_ && Clock::now() < end && std::ranges::any_of(boxes_, doubt)) {
+      changed_.wait_until(lock, end);
+    }
+  };
+  wait(until, in_doubt);
+  if (std::ranges::none_of(boxes_, in_doubt)) {
+    // Whose neighbour a rank beyond is may have to ask it first, just as long.
+    wait(until + kPatienceBeyond * (until - asked), beyond);
   }
   --suspecting_;
   if (first_lost_ || closed_) {

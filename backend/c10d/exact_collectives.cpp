@@ -55,10 +55,6 @@ c10::intrusive_ptr<c10d::Work> exact_mean(const at::Tensor& gradients, std::size
       group, operations, [&] { return inner->allreduce(tensors); }, std::function<void()>{});
 }
 
-std::size_t bytes_of(const at::Tensor& tensor) {
-  return tensor.layout() == at::kStrided ? tensor.nbytes() : 0;
-}
-
 }  // namespace
 
 c10::intrusive_ptr<c10d::Work> exact_mean_of_bucket(const at::Tensor& buffer,

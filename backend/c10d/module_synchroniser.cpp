@@ -157,21 +157,30 @@ void ModuleSynchroniser::before_forward() {
   });
 }
 
-void ModuleSynchroniser::take_site(bool joined) {
-  if (exact_ || !site_) {
+void ModuleSynchroniser::take_site(std::optional<bool> joined) {
+  if (exact_ || !site_ || (!joined && !apart_)) {
     return;
   }
   together("the weights of the site under join()", [&] {
     const auto members = group_->sites().site_of(group_->rank());
     const auto own = std::ranges::find(members, group_->rank()) - members.begin();
-    // Largest of these over the site: the last that has data, and whether one has none.
-    std::vector<at::Tensor> state = {
-        at::tensor({joined ? std::int64_t{-1} : std::int64_t{own}, std::int64_t{joined}})};
-    c10d::AllreduceOptions largest;
-    largest.reduceOp = c10d::ReduceOp::MAX;
-    (*site_)->allreduce(state, largest)->wait();
-    const auto source = state[0][0].item<std::int64_t>();
-    if (source < 0 || state[0][1].item<std::int64_t>() == 0) {
+    const bool without_data = joined.value_or(false);
+    // Largest over the site: the last that has data, whether one has none, which optimizer it is.
+    std::vector<at::Tensor> largest = {
+        at::tensor({without_data ? std::int64_t{-1} : std::int64_t{own}, std::int64_t{without_data},
+                    normalises_ ? std::int64_t{*normalises_} : std::int64_t{-1}})};
+    c10d::AllreduceOptions options;
+    options.reduceOp = c10d::ReduceOp::MAX;
+    (*site_)->allreduce(largest, options)->wait();
+    const auto* const of_site = largest[0].const_data_ptr<std::int64_t>();
+    if (!normalises_ && of_site[2] >= 0) {
+      normalises_ = of_site[2] > 0;
+    }
+    // Where none has data any more the one that had some last has stepped last.
+    const auto source = of_site[0] >= 0 ? of_site[0] : last_with_data_;
+    last_with_data_ = of_site[0];
+    note_apart(of_site[0] >= 0 && of_site[1] > 0);
+    if (!apart_ || source < 0) {
       return;
     }
     c10d::BroadcastOptions from;
@@ -184,6 +193,20 @@ void ModuleSynchroniser::take_site(bool joined) {
       }
     });
   });
+}
+
+void ModuleSynchroniser::note_apart(bool some_without_data) {
+  if (!some_without_data || std::exchange(apart_, true)) {
+    return;
+  }
+  const auto& sites = group_->sites();
+  if (sites.leads(group_->rank())) {
+    group_->log(transport::LogLevel::warning,
+                fmt::format("module {}: ranks of {} ran out of data at different steps, and their "
+                            "optimizers differ from then on: at each exchange all of them take the "
+                            "weights of one.",
+                            exchange_.ordinal(), sites.name(sites.participant_of(group_->rank()))));
+  }
 }
 
 void ModuleSynchroniser::set_optimizer(bool normalises) {
@@ -301,7 +324,8 @@ c10::intrusive_ptr<c10::ivalue::Future> ModuleSynchroniser::on_bucket(c10d::Grad
     backward_done_ = true;
   }
   if (site_) {
-    const auto ticket = operations_->begin("all_reduce", /*point_to_point=*/false, buffer.nbytes());
+    const auto ticket =
+        operations_->begin("all_reduce", /*point_to_point=*/false, bytes_of(buffer));
     return exact_mean_in_site(buffer, group_, *site_, operations_, ticket)->getFuture();
   }
   auto future = c10::make_intrusive<c10::ivalue::Future>(

@@ -43,10 +43,11 @@ class ModuleSynchroniser : public ReplicaGradients {
   /// c10::DistBackendError.
   void before_forward();
 
-  /// Under DDP's join(), before before_forward(): ranks of a site that have run out of data
-  /// (`joined`) take the weights of one that has not, for their own optimizers rest. Collective in
-  /// the site. Throws c10::DistBackendError.
-  void take_site(bool joined);
+  /// Before before_forward(). `joined`: under DDP's join(), whether this rank has run out of data;
+  /// elsewhere nothing. Ranks of a site that have take the weights of one that has not, for their
+  /// own optimizers rest; and since these differ from then on, all take one's in later exchanges,
+  /// too. Collective in the site. Throws c10::DistBackendError.
+  void take_site(std::optional<bool> joined);
 
   /// The optimizer of these parameters was seen; `normalises`: its steps do not scale with the
   /// gradient (not SGD).
@@ -95,6 +96,7 @@ class ModuleSynchroniser : public ReplicaGradients {
   void note_training();
   void heed_training();
   void heed_edit();
+  void note_apart(bool some_without_data);
   [[nodiscard]] std::uint64_t fingerprint() const;
   // Run `use` on views of the parameters' memory as it is now, in logical order; what it writes
   // reaches the parameters (writes: it does write).
@@ -112,6 +114,8 @@ class ModuleSynchroniser : public ReplicaGradients {
   std::atomic<bool> exact_{false};          // agreed
   std::string reason_exact_;                // why it is to be; empty: it is not
   std::optional<bool> normalises_;
+  bool apart_ = false;                // the site's optimizers have not seen the same steps
+  std::int64_t last_with_data_ = -1;  // under join(): of the site's ranks, at the last exchange
   std::optional<std::uint64_t> before_edit_;  // fingerprint of the weights before the first edit
 
   // requires_grad, as the last synchronised backward found it: a script may change it between a

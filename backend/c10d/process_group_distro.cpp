@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "backend/c10d/python_lock.h"
+#include "backend/c10d/tensors.h"
 
 namespace distro::c10d_backend {
 namespace {
@@ -17,10 +18,10 @@ namespace {
 // The name without the backend's: "all_reduce" of "distro:all_reduce".
 const char* name_of(const char* title) { return title + std::string_view("distro:").size(); }
 
-std::size_t bytes_of(const std::vector<at::Tensor>& tensors) {
+std::size_t bytes_of_all(const std::vector<at::Tensor>& tensors) {
   std::size_t bytes = 0;
   for (const auto& tensor : tensors) {
-    bytes += tensor.layout() == at::kStrided ? tensor.nbytes() : 0;
+    bytes += bytes_of(tensor);
   }
   return bytes;
 }
@@ -103,7 +104,7 @@ c10::intrusive_ptr<c10d::Work> ProcessGroupDistro::recorded(
     const std::vector<at::Tensor>& outputs,
     const std::function<c10::intrusive_ptr<c10d::Work>(const Operations::Ticket&)>& start) {
   const bool point_to_point = c10d::isP2POp(operation);
-  const auto ticket = operations_->begin(name_of(title), point_to_point, bytes_of(inputs));
+  const auto ticket = operations_->begin(name_of(title), point_to_point, bytes_of_all(inputs));
   const auto [first, stride] = spacing(options_->global_ranks_in_group);
   RECORD_PARAM_COMMS_DATA(
       std::make_tuple(static_cast<std::int64_t>(ticket.sequence), point_to_point),
@@ -121,7 +122,7 @@ c10::intrusive_ptr<c10d::Work> ProcessGroupDistro::exact(c10d::OpType operation,
                                                          std::function<void()> last_act) {
   std::call_once(described_, [this] { inner_->setGroupDesc(getGroupDesc()); });
   group_->counters().exact.fetch_add(1, std::memory_order_relaxed);
-  group_->counters().exact_bytes.fetch_add(bytes_of(inputs), std::memory_order_relaxed);
+  group_->counters().exact_bytes.fetch_add(bytes_of_all(inputs), std::memory_order_relaxed);
   return recorded(operation, title, inputs, outputs, [&](const Operations::Ticket& ticket) {
     return c10::make_intrusive<ExactWork>(
         ExactWork::Call{operation, title, std::move(inputs), std::move(outputs), ticket}, group_,

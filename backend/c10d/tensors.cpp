@@ -53,6 +53,10 @@ at::Tensor tensor_of(const plugins::TensorView& view, at::Device device) {
       .make_tensor();
 }
 
+std::size_t bytes_of(const at::Tensor& tensor) {
+  return tensor.layout() == at::kStrided ? tensor.nbytes() : 0;
+}
+
 std::vector<c10::Device> devices_of(const std::vector<at::Tensor>& tensors) {
   std::vector<c10::Device> devices;
   for (const auto& tensor : tensors) {

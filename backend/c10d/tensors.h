@@ -37,6 +37,9 @@ class PlainArithmetic {
 [[nodiscard]] plugins::TensorView view_of(const at::Tensor& tensor);
 [[nodiscard]] at::Tensor tensor_of(const plugins::TensorView& view, at::Device device);
 
+/// Bytes of the elements of a dense tensor; 0 for others.
+[[nodiscard]] std::size_t bytes_of(const at::Tensor& tensor);
+
 /// The devices other than the CPU on which the tensors lie: what a Future of them is made with.
 [[nodiscard]] std::vector<c10::Device> devices_of(const std::vector<at::Tensor>& tensors);
 

@@ -19,7 +19,7 @@ using RanksByValue = std::map<std::uint64_t, std::vector<int>>;
 constexpr std::string_view kStopText =
     "All ranks stop. Lower the learning rate or clip the gradients, and resume from a checkpoint.";
 
-// "ranks 2, 3 of 4": those that do not have what most have; with no majority, all of them.
+// "rank 3 of 4 differs from the others": who does not have what most have.
 std::string minority(const RanksByValue& ranks_by_value) {
   std::size_t all = 0;
   for (const auto& [value, ranks] : ranks_by_value) {
@@ -32,7 +32,10 @@ std::string minority(const RanksByValue& ranks_by_value) {
     }
   }
   std::ranges::sort(result);
-  return fmt::format("{} of {} {}", ranks_text(result), all,
+  if (result.size() == all) {
+    return fmt::format("{} differ from each other", ranks_text(result));
+  }
+  return fmt::format("{} of {} {} from the others", ranks_text(result), all,
                      result.size() == 1 ? "differs" : "differ");
 }
 
@@ -96,28 +99,6 @@ bool Correspondence::leads() const { return group_->sites().leads(group_->rank()
 
 bool Correspondence::has_site() const { return group_->sites().site_of(group_->rank()).size() > 1; }
 
-// The others of the own site.
-std::vector<int> Correspondence::site() const {
-  std::vector<int> ranks;
-  for (const int rank : group_->sites().site_of(group_->rank())) {
-    if (rank != group_->rank()) {
-      ranks.push_back(rank);
-    }
-  }
-  return ranks;
-}
-
-// The ranks that send the steps of the participants, but this one.
-std::vector<int> Correspondence::senders() const {
-  std::vector<int> ranks;
-  for (int participant = 0; participant < group_->sites().participants(); ++participant) {
-    if (const int leader = group_->sites().leader(participant); leader != group_->rank()) {
-      ranks.push_back(leader);
-    }
-  }
-  return ranks;
-}
-
 void Correspondence::blame(int peer, const std::string& message) {
   group_->abort(peer, message);
   throw ExchangeError(message);
@@ -151,6 +132,8 @@ std::vector<Letter> Correspondence::take_from(const std::vector<int>& peers, Mes
     } catch (const transport::PeerError& error) {
       group_->abort(error.rank(), error.what());
       throw;
+    } catch (const Misbehaviour& error) {
+      blame(error.rank(), error.what());
     } catch (const ExchangeError& error) {
       blame(peer, error.what());
     }
@@ -251,12 +234,16 @@ void Correspondence::introduce_exact(const std::string& reason) {
 
 void Correspondence::stop(const Statement& own, const std::string& reason) {
   if (leads()) {
-    check_same_door(take_from(site(), MessageKind::check, own.exchange), &reason);
+    check_same_door(
+        take_from(group_->sites().others_of_site(group_->rank()), MessageKind::check, own.exchange),
+        &reason);
     send(MessageKind::step, kExact, own, reason_body(reason));
   } else {
     tell_leader(kExact, own, reason_body(reason));
   }
-  check_same_door(take_from(senders(), MessageKind::step, own.exchange), &reason);
+  check_same_door(
+      take_from(group_->sites().other_leaders(group_->rank()), MessageKind::step, own.exchange),
+      &reason);
 }
 
 void Correspondence::tell_leader(std::uint16_t flags, const Statement& own,
@@ -271,13 +258,14 @@ void Correspondence::report(const Statement& own, std::uint16_t flags, std::uint
 
 Correspondence::Reports Correspondence::take_reports(const Statement& own,
                                                      std::uint64_t fingerprint, bool edited) {
-  const auto letters = take_from(site(), MessageKind::check, own.exchange);
+  const auto letters =
+      take_from(group_->sites().others_of_site(group_->rank()), MessageKind::check, own.exchange);
   check_same_door(letters, nullptr);
   check_agreement(letters, own);
   Reports reports;
   reports.gain = gain_of(letters, own).value_or(kGainUnknown);
   RanksByValue fingerprints = {{fingerprint, {group_->rank()}}};
-  for (const int member : site()) {
+  for (const int member : group_->sites().others_of_site(group_->rank())) {
     const auto& [envelope, body] = letters[static_cast<std::size_t>(member)].opened;
     reports.ask_resync = reports.ask_resync || (envelope.flags & kAsksResync) != 0;
     std::uint64_t theirs = 0;
@@ -286,7 +274,7 @@ Correspondence::Reports Correspondence::take_reports(const Statement& own,
   }
   if (fingerprints.size() > 1 && !edited && !reports.ask_resync) {
     throw ExchangeError(fmt::format(
-        "rank {}: the weights of {} are not the same on its ranks before {}: {} from the others. A "
+        "rank {}: the weights of {} are not the same on its ranks before {}: {}. A "
         "script that edits weights on some rank (call torch_distro.resync(module) after it), an "
         "optimizer that does not step alike on their hardware, or a memory fault; resume from a "
         "checkpoint, or give each rank a site of its own.",
@@ -359,15 +347,15 @@ void Correspondence::check_agreement(const std::vector<Letter>& letters,
   }
   if (checksums.size() > 1) {
     throw ExchangeError(
-        fmt::format("rank {}: the reference weights have drifted apart before {}: {} "
-                    "from the others. "
+        fmt::format("rank {}: the reference weights have drifted apart before {}: {}. "
                     "A memory fault, or a different build on some rank; resume from a checkpoint.",
                     group_->rank(), where(own.exchange), minority(checksums)));
   }
 }
 
 std::vector<Letter> Correspondence::take_step(const Statement& own) {
-  auto letters = take_from(senders(), MessageKind::step, own.exchange);
+  auto letters =
+      take_from(group_->sites().other_leaders(group_->rank()), MessageKind::step, own.exchange);
   check_same_door(letters, nullptr);
   check_finite(letters);
   check_agreement(letters, own);

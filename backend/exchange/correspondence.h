@@ -104,8 +104,6 @@ class Correspondence {
   void tell_leader(std::uint16_t flags, const Statement& own, std::span<const std::byte> body);
   [[nodiscard]] Envelope envelope(MessageKind kind, std::uint16_t flags,
                                   const Statement& statement) const;
-  [[nodiscard]] std::vector<int> site() const;
-  [[nodiscard]] std::vector<int> senders() const;
   void check_finite(const Letter& letter, int peer) const;
   void check_finite(const std::vector<Letter>& letters) const;
   void check_same_door(const std::vector<Letter>& letters, const std::string* reason) const;

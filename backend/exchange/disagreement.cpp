@@ -55,6 +55,9 @@ std::string explain_difference(Group& group, std::span<const Letter> letters,
       }
     } catch (const Interrupted&) {
       throw;
+    } catch (const Misbehaviour& error) {
+      group.abort(error.rank(), error.what());
+      throw;
     } catch (const ExchangeError& error) {
       group.abort(peer, error.what());
       throw;

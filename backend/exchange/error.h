@@ -20,6 +20,16 @@ class ExchangeError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// What a rank sent is not what it may send: it is to blame, whoever was waited for.
+class Misbehaviour : public ExchangeError {
+ public:
+  Misbehaviour(int rank, const std::string& message) : ExchangeError(message), rank_(rank) {}
+  [[nodiscard]] int rank() const noexcept { return rank_; }
+
+ private:
+  int rank_;
+};
+
 /// This rank itself is destroying its group while one of its threads waits for a peer.
 class Interrupted : public ExchangeError {
  public:

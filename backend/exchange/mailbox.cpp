@@ -73,15 +73,16 @@ void Mailbox::sort(int neighbour, transport::Bytes bytes) {
   try {
     letter.opened = open(letter.bytes);
   } catch (const EnvelopeError& error) {
-    throw ExchangeError(
-        fmt::format("rank {}: malformed message from rank {}: {}", rank_, neighbour, error.what()));
+    throw Misbehaviour(neighbour, fmt::format("rank {}: malformed message from rank {}: {}", rank_,
+                                              neighbour, error.what()));
   }
   const std::uint32_t writer = letter.opened.envelope.origin;
-  if (!post_.may_bring(neighbour, writer)) {
-    throw ExchangeError(
-        fmt::format("rank {}: rank {} sent a message in the name of rank {}, for which it does not "
-                    "speak",
-                    rank_, neighbour, writer));
+  if (!post_.may_bring(neighbour, letter.opened.envelope)) {
+    throw Misbehaviour(
+        neighbour,
+        fmt::format("rank {}: rank {} sent a message of kind {} in the name of rank {}, which is "
+                    "not for it to send",
+                    rank_, neighbour, static_cast<int>(letter.opened.envelope.kind), writer));
   }
   const int peer = static_cast<int>(writer);
   if (letter.opened.envelope.kind != MessageKind::check && post_.passes_on(peer)) {
@@ -96,11 +97,27 @@ void Mailbox::sort(int neighbour, transport::Bytes bytes) {
   auto& stored = stored_bytes_[static_cast<std::size_t>(peer)];
   stored += letter.bytes.size() + sizeof(Letter);
   if (stored > kMaxStoredBytes) {
-    throw ExchangeError(
-        fmt::format("rank {}: rank {} has sent more than {} bytes that are not due yet", rank_,
-                    peer, kMaxStoredBytes));
+    throw Misbehaviour(
+        peer, fmt::format("rank {}: rank {} has sent more than {} bytes that are not due yet",
+                          rank_, peer, kMaxStoredBytes));
   }
   letters_[{peer, module}].push_back(std::move(letter));
+}
+
+// What others wait for must not lie here until this rank needs it itself. Whether there was
+// anything.
+bool Mailbox::pass_on() {
+  bool any = false;
+  for (const int neighbour : post_.brings_for_others()) {
+    try {
+      while (fetch(neighbour, nullptr)) {
+        any = true;
+      }
+    } catch (const transport::PeerLeft&) {
+      // It brings no more.
+    }
+  }
+  return any;
 }
 
 bool Mailbox::fetch(int neighbour, const transport::Deadline* until) {
@@ -149,7 +166,7 @@ Letter Mailbox::take(int peer, const Subject& subject, transport::Deadline deadl
         return letter;
       }
     }
-    if (fetch(neighbour, nullptr)) {
+    if (pass_on() || fetch(neighbour, nullptr)) {
       continue;
     }
     const auto slice = std::min(deadline, transport::Clock::now() + kLookAgain);
@@ -159,6 +176,9 @@ Letter Mailbox::take(int peer, const Subject& subject, transport::Deadline deadl
       if (slice == deadline) {
         const std::chrono::duration<double> waited = transport::Clock::now() - start;
         const auto has_left = [&](int other) {
+          if (other == rank_) {
+            return false;  // others blame this rank
+          }
           try {
             while (fetch(post_.way_to(other), nullptr)) {
             }

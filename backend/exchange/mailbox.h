@@ -74,6 +74,7 @@ class Mailbox {
   // Whether there was one.
   bool fetch(int neighbour, const transport::Deadline* until);
   void sort(int neighbour, transport::Bytes bytes);
+  bool pass_on();
   [[nodiscard]] std::string mismatch(int peer, const Subject& subject, const Envelope& got) const;
 
   transport::Channel& channel_;

@@ -12,6 +12,9 @@ Post::Post(transport::Channel& channel, Counters& counters, const Sites& sites, 
       leader_(sites.leader_of(rank)) {
   for (const int neighbour : sites.neighbours(rank)) {
     (is_near(neighbour) ? site_ : other_sites_).push_back(neighbour);
+    if (passes_on(neighbour)) {
+      bringing_.push_back(neighbour);
+    }
   }
 }
 
@@ -24,14 +27,26 @@ int Post::way_to(int writer) const {
   return is_near(writer) ? writer : sites_.leader_of(writer);
 }
 
-bool Post::may_bring(int neighbour, std::uint32_t writer) const {
-  return writer < static_cast<std::uint32_t>(sites_.ranks()) && static_cast<int>(writer) != rank_ &&
-         way_to(static_cast<int>(writer)) == neighbour;
+bool Post::may_bring(int neighbour, const Envelope& envelope) const {
+  const auto writer = static_cast<int>(envelope.origin);
+  if (envelope.origin >= static_cast<std::uint32_t>(sites_.ranks()) || writer == rank_ ||
+      way_to(writer) != neighbour) {
+    return false;
+  }
+  switch (envelope.kind) {
+    case MessageKind::step:
+      return sites_.leads(writer);
+    case MessageKind::check:
+      return rank_ == leader_ && is_near(writer);
+    default:
+      return true;
+  }
 }
 
 bool Post::passes_on(int writer) const {
+  const auto site = sites_.site_of(rank_).size();
   return rank_ == leader_ &&
-         (is_near(writer) ? site_.size() > 1 || !other_sites_.empty() : !site_.empty());
+         (is_near(writer) ? site > 2 || (site > 1 && sites_.participants() > 1) : site > 1);
 }
 
 void Post::send(int neighbour, const transport::SharedBytes& message) const {

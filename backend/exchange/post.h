@@ -28,8 +28,11 @@ class Post {
   /// From whom what `writer` wrote comes to this rank.
   [[nodiscard]] int way_to(int writer) const;
 
-  /// Whether `neighbour` may give this rank a message that `writer` wrote.
-  [[nodiscard]] bool may_bring(int neighbour, std::uint32_t writer) const;
+  /// Whether `neighbour` may give this rank this message: by who wrote it, and what it may write.
+  [[nodiscard]] bool may_bring(int neighbour, const Envelope& envelope) const;
+
+  /// Neighbours whose messages other ranks get from here.
+  [[nodiscard]] const std::vector<int>& brings_for_others() const noexcept { return bringing_; }
 
   /// Whether messages of `writer` go on to others from here.
   [[nodiscard]] bool passes_on(int writer) const;
@@ -45,6 +48,7 @@ class Post {
   const int leader_;              // this rank's own
   std::vector<int> site_;         // neighbours of the own site
   std::vector<int> other_sites_;  // neighbours elsewhere: leaders
+  std::vector<int> bringing_;
 };
 
 }  // namespace distro::exchange

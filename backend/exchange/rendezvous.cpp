@@ -9,6 +9,7 @@
 #include <random>
 
 #include "backend/exchange/placement.h"
+#include "backend/exchange/text.h"
 #include "transport/bind.h"
 
 namespace distro::exchange {
@@ -214,6 +215,11 @@ Meeting meet(BlobStore& store, const Identity& identity, const Options& options)
   std::vector<std::string> sites;
   for (const auto& hello : hellos) {
     placements.push_back(hello.placement);
+    if (!is_site(hello.site) && hello.site != site_label("host", hello.placement.host)) {
+      throw ExchangeError(fmt::format("rank {}: rank {} published a site that is no label: {}",
+                                      identity.rank, sites.size(),
+                                      printable(hello.site, kMaxSiteBytes)));
+    }
     sites.push_back(hello.site);
   }
   if (const std::string forgotten = forgotten_site(sites, placements); !forgotten.empty()) {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <map>
 #include <numeric>
 
@@ -36,16 +37,29 @@ Sites::Sites(const std::vector<std::string>& labels) : participant_of_(labels.si
 
 Sites Sites::none(int ranks) { return Sites(std::vector<std::string>(index(ranks))); }
 
+std::vector<int> Sites::others_of_site(int rank) const {
+  const auto site = site_of(rank);
+  std::vector<int> ranks;
+  std::ranges::copy_if(site, std::back_inserter(ranks), [=](int other) { return other != rank; });
+  return ranks;
+}
+
+std::vector<int> Sites::other_leaders(int rank) const {
+  std::vector<int> ranks;
+  for (int participant = 0; participant < participants(); ++participant) {
+    if (leader(participant) != rank) {
+      ranks.push_back(leader(participant));
+    }
+  }
+  return ranks;
+}
+
 std::vector<int> Sites::neighbours(int rank) const {
   if (!leads(rank)) {
     return {leader_of(rank)};
   }
-  std::vector<int> ranks;
-  for (int other = 0; other < this->ranks(); ++other) {
-    if (other != rank && (leads(other) || leader_of(other) == rank)) {
-      ranks.push_back(other);
-    }
-  }
+  std::vector<int> ranks = others_of_site(rank);
+  std::ranges::copy(other_leaders(rank), std::back_inserter(ranks));
   return ranks;
 }
 

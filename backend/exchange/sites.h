@@ -35,6 +35,12 @@ class Sites {
     return members(participant_of(rank));
   }
 
+  /// The ranks that act as one with `rank`, without it.
+  [[nodiscard]] std::vector<int> others_of_site(int rank) const;
+
+  /// The leaders of the participants, but `rank`.
+  [[nodiscard]] std::vector<int> other_leaders(int rank) const;
+
   /// The ranks that `rank` has to do with itself: the leader of its site; for a leader the others
   /// of its site, and the other leaders.
   [[nodiscard]] std::vector<int> neighbours(int rank) const;

@@ -28,16 +28,21 @@ plugins::WeightsConfig config_of(const Options& options, tbb::task_arena& arena)
 }
 
 // The tiles of a module whose records all ranks can keep. Before any memory is taken for it.
-plugins::Geometry checked_geometry(const Options& options, std::span<const TensorSpec> tensors) {
+plugins::Geometry checked_geometry(const Options& options, const Sites& sites,
+                                   std::span<const TensorSpec> tensors) {
   plugins::Geometry geometry(element_counts(tensors));
   const plugins::RecordCoder coder(geometry.layout(), {options.k, options.value_bits});
-  if (coder.largest_body_bytes() > kLargestRecordBytes) {
+  // A leader passes on the records of all participants.
+  const bool passes_on = sites.participants() < sites.ranks();
+  const std::size_t largest =
+      kLargestRecordBytes / (passes_on ? static_cast<std::size_t>(sites.participants()) : 1);
+  if (coder.largest_body_bytes() > largest) {
     constexpr double kMebi = 1 << 20;
     throw OptionError(fmt::format(
         "a record of this module's {} weights can have {:.0f} MiB with DISTRO_K={} and {} bits a "
         "value; the most is {:.0f} MiB. Lower DISTRO_K{}, or set DISTRO_MODE=dense.",
         geometry.elements(), static_cast<double>(coder.largest_body_bytes()) / kMebi, options.k,
-        options.value_bits, static_cast<double>(kLargestRecordBytes) / kMebi,
+        options.value_bits, static_cast<double>(largest) / kMebi,
         options.value_bits == 1 ? "" : " or Options(value_bits)"));
   }
   return geometry;
@@ -64,7 +69,7 @@ WeightsExchange::WeightsExchange(std::shared_ptr<Group> group, std::vector<Tenso
                                  const plugins::CodecFactory& make_codec)
     : group_(std::move(group)),
       ranks_(group_, std::move(tensors)),
-      codec_(make_codec(checked_geometry(group_->options(), ranks_.tensors()),
+      codec_(make_codec(checked_geometry(group_->options(), group_->sites(), ranks_.tensors()),
                         config_of(group_->options(), group_->arena()))) {}
 
 WeightsExchange::~WeightsExchange() { group_->forget(ordinal()); }
@@ -310,7 +315,11 @@ plugins::Step WeightsExchange::encode(Views x, const Exchange* due) {
     }
     step.record = codec_->empty_record();
   } else if (!ranks_.leads()) {
-    step = now ? codec_->follow(x, apply, share_left_, share()) : plugins::Step{};
+    if (now) {
+      step = codec_->follow(x, apply, share_left_, share());
+    } else {
+      step.non_finite = codec_->first_non_finite(x);
+    }
   } else {
     step = now ? codec_->advance(x, apply, share_left_, share()) : codec_->encode(x, share_left_);
   }
@@ -320,15 +329,15 @@ plugins::Step WeightsExchange::encode(Views x, const Exchange* due) {
   return step;
 }
 
-// Delay 0: the exchange that was sent a moment ago. `share_before`: with which x was left before
-// it.
-void WeightsExchange::settle(Views x, const Exchange& now, float share_before) {
+// Delay 0: the exchange that was sent a moment ago. The shares with which x was left before it, and
+// is to be after it.
+void WeightsExchange::settle(Views x, const Exchange& now, float share_before, float share_after) {
   const Stopwatch stopwatch(group_->counters().encode_nanoseconds);
   const auto contributions = now.contributions(group_->sites());
   const plugins::Due work{contributions, own(), now.gain};
   if (ranks_.leads()) {
-    codec_->settle(x, work, share());
-  } else if (const auto bad = codec_->follow(x, &work, share_before, share()).non_finite) {
+    codec_->settle(x, work, share_after);
+  } else if (const auto bad = codec_->follow(x, &work, share_before, share_after).non_finite) {
     ranks_.fail_non_finite(*bad, sent_.exchange);
   }
 }
@@ -346,6 +355,7 @@ void WeightsExchange::sync_locked(Views x, ExactCollectives& exact, float gain) 
     take_mean(x, exact);
   }
   const float share_before = share_left_;
+  const float share_after = share();  // the reports of the site may tell of another gain
   const bool edited = marked_;
   const std::uint64_t fingerprint = ranks_.has_site() ? codec_->fingerprint(x, sent_.exchange) : 0;
   plugins::Step step;
@@ -360,7 +370,7 @@ void WeightsExchange::sync_locked(Views x, ExactCollectives& exact, float gain) 
   if (!edited && !resync) {
     watch_move(step.move_mean);
     moved_ = step.move_mean > 0.0 && sent_.exchange > 1;  // fp64 weights "move" by rounding to W
-    share_left_ = share();
+    share_left_ = share_after;
   }
   in_flight_ = true;
   if (group_->options().delay == 0) {
@@ -368,7 +378,7 @@ void WeightsExchange::sync_locked(Views x, ExactCollectives& exact, float gain) 
       group_->counters().resyncs.fetch_add(1, std::memory_order_relaxed);
       take_mean(x, exact);
     } else {
-      settle(x, now, share_before);
+      settle(x, now, share_before, share_after);
     }
   }
   publish();

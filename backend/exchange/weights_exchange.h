@@ -104,7 +104,7 @@ class WeightsExchange {
   void average_locked(Views x, ExactCollectives& exact);
   void stay_exact_locked(Views x, ExactCollectives& exact, const std::string& reason);
   plugins::Step encode(Views x, const Exchange* due);
-  void settle(Views x, const Exchange& now, float share_before);
+  void settle(Views x, const Exchange& now, float share_before, float share_after);
   void send(const plugins::Step& step, std::uint64_t fingerprint, bool edited);
   [[nodiscard]] std::size_t own() const;
   Exchange collect();

@@ -155,8 +155,7 @@ class Attachment:
         if self.exchanged and not self._hooked:
             extension().ModuleSynchroniser.attach(self.synchroniser, module.reducer)
             self._hooked = True
-        if joined is not None:
-            self.synchroniser.take_site(joined)
+        self.synchroniser.take_site(joined)
         self._exchange()
 
     def settle(self) -> None:

@@ -61,11 +61,21 @@ def _note(
             f"FSDP of {group.world_size} replicas that are not sharded: compression of weights "
             "needs DistributedDataParallel"
         )
-    elif replicate is not None:
-        replicas = "one replica" if replicate.size() == 1 else "replicas of one site"
-        reason = f"hybrid sharding over {shard.size()} ranks, of {replicas}"
+    elif replicate is not None and replicate.size() == 1:
+        reason = f"hybrid sharding over {shard.size()} ranks, of one replica"
     elif len(group.sites) == 1:
-        reason = f"sharded over the {shard.size()} ranks of one site"
+        kind = "sharded over the" if replicate is None else "hybrid sharding over"
+        reason = f"{kind} {group.world_size} ranks of one site"
+    elif replicate is not None:
+        reason = (
+            f"hybrid sharding over {shard.size()} ranks in a model of which a part is sharded "
+            "otherwise"
+        )
+    elif len(group.sites) < group.world_size:
+        reason = (
+            f"sharded over {shard.size()} ranks of several sites by a mesh or group of the "
+            "script's own. DISTRO_SITE makes hybrid sharding (HSDP) of it where FSDP is given none"
+        )
     else:
         reason = (
             f"sharded over {shard.size()} ranks: gathering the weights moves as much as the "

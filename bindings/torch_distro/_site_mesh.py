@@ -90,17 +90,38 @@ def _wrap_fsdp1_init(original: Callable[..., Any]) -> Callable[..., Any]:
         *args: Any,  # noqa: ANN401
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        world = dist.group.WORLD
-        whole = process_group is None or process_group is world
-        if world is not None and whole and kwargs.get("device_mesh") is None:
-            hybrid = _HYBRID_OF.get(sharding_strategy)
-            mesh = _mesh(world, "cuda" if torch.cuda.is_available() else "cpu") if hybrid else None
-            if mesh is not None:
-                process_group = (mesh.get_group("shard"), mesh.get_group("replicate"))
-                sharding_strategy = hybrid
+        if kwargs.get("device_mesh") is None:
+            process_group, sharding_strategy = _over_sites(process_group, sharding_strategy)
         original(self, module, process_group, sharding_strategy, *args, **kwargs)
 
     return __init__
+
+
+def _over_sites(
+    process_group: Any,  # noqa: ANN401
+    sharding_strategy: ShardingStrategy | None,
+) -> tuple[Any, ShardingStrategy | None]:
+    """What FSDP1 is to be given in place of these arguments."""
+    world = dist.group.WORLD
+    if world is None:
+        return process_group, sharding_strategy
+    # A module below one that is over sites inherits its groups, but may have its own strategy.
+    made = _meshes.get(world, {}).get("cpu")
+    inherited = (
+        isinstance(process_group, tuple)
+        and made is not None
+        and (process_group == (made.get_group("shard"), made.get_group("replicate")))
+    )
+    if not inherited and process_group is not None and process_group is not world:
+        return process_group, sharding_strategy
+    if sharding_strategy == ShardingStrategy.NO_SHARD:
+        return None if inherited else process_group, sharding_strategy
+    # FSDP1 takes groups only, which serve every device: that of the mesh does not matter.
+    mesh = _mesh(world, "cpu") if sharding_strategy in _HYBRID_OF else None
+    if mesh is None:
+        return process_group, sharding_strategy
+    groups = (mesh.get_group("shard"), mesh.get_group("replicate"))
+    return groups, _HYBRID_OF[sharding_strategy]
 
 
 @functools.cache

@@ -11,7 +11,8 @@ import torch
 import torch_distro
 from models import adamw, batches, flat, train, wrapped
 from ranks import RankError, fail, launch, run
-from test_sites import TWO_BY_TWO, sites
+from test_sites import EVERYTHING, TWO_BY_TWO, sites
+from torch import nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
 
@@ -47,6 +48,11 @@ def _drift(rank: int, size: int, culprit: int) -> None:
     train(module, adamw(module), batches(rank, 40), damage)
 
 
+def test_of_two_ranks_of_a_site_that_drift_apart_both_are_named() -> None:
+    for error in fail(4, _drift, 2, env=TWO_BY_TWO):
+        assert "ranks 2, 3 differ from each other" in error.message
+
+
 @pytest.mark.parametrize("culprit", [0, 1])
 def test_a_rank_whose_weights_drift_from_its_site_is_named(culprit: int) -> None:
     for error in fail(4, _drift, culprit, env=sites("a", "a", "a", "b")):
@@ -71,6 +77,70 @@ def test_a_dead_rank_is_named_by_all_sites(culprit: int) -> None:
             assert isinstance(error, RankError)
             assert error.kind == "DistBackendError"
             assert f"rank {culprit}" in error.message
+
+
+def _stop(rank: int, size: int, culprit: int) -> None:
+    module = wrapped()
+
+    def stop(step: int) -> None:
+        if step == 5 and rank == culprit:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    train(module, adamw(module), batches(rank, 40), stop)
+
+
+def test_a_rank_that_hangs_is_named_in_the_other_site() -> None:
+    awaited = [0, 2, 3]
+    outcome = launch(4, _stop, 1, env=TWO_BY_TWO, timeout=5, deadline=60, awaited=awaited)
+    for rank in awaited:
+        error = outcome[rank]
+        assert isinstance(error, RankError)
+        assert "rank 1" in error.message
+        assert "rank 0 is late" not in error.message
+
+
+def _ahead(rank: int, size: int) -> None:
+    """Rank 1, which leads no site, makes one training forward alone."""
+    module = wrapped()
+    train(module, adamw(module), batches(rank, 5))
+    if rank == 1:
+        module(torch.zeros(1, 20))
+    torch_distro.average(module)
+
+
+def test_a_rank_that_is_ahead_of_its_site_is_named_at_once() -> None:
+    for error in fail(4, _ahead, env=TWO_BY_TWO, timeout=300, deadline=60):
+        assert "rank 1 is at its exchange" in error.message
+        assert "average()" in error.message
+
+
+class _Words(nn.Module):
+    """An embedding whose gradients are sparse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(50, 20, sparse=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.table(x.abs().mul(9).long().clamp(max=49)[:, 0])
+
+
+def _sparse(rank: int, size: int) -> torch.Tensor:
+    torch.manual_seed(0)
+    module = nn.parallel.DistributedDataParallel(_Words())
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
+    for x in batches(rank, 5):
+        module(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    torch_distro.average(module)
+    return flat(module)
+
+
+def test_sparse_gradients_are_averaged_in_a_site() -> None:
+    ran = run(4, _sparse, env=TWO_BY_TWO, options=EVERYTHING)
+    for ours, theirs in zip(ran, run(4, _sparse, backend="gloo"), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)
 
 
 def _edit(rank: int, size: int, editor: int, by_hand: bool) -> dict[str, Any]:
@@ -138,24 +208,39 @@ def test_ranks_of_sites_that_go_exact_alone_are_named(exact: list[int], begun: b
         assert "ZeroRedundancyOptimizer" in error.message
 
 
-def _uneven(rank: int, size: int, short: int) -> dict[str, Any]:
-    """Rank `short` runs out of data first, its site goes on without it."""
+def _uneven(rank: int, size: int, epochs: list[list[int]], normalises: bool) -> dict[str, Any]:
+    """Batches of each rank in each epoch, under join()."""
     module = wrapped()
-    optimizer = adamw(module)
-    with module.join():
-        train(module, optimizer, batches(rank, 3 if rank == short else 10))
+    optimizer = adamw(module) if normalises else torch.optim.SGD(module.parameters(), lr=0.1)
+    for number, counts in enumerate(epochs):
+        with module.join():
+            train(module, optimizer, batches(rank + 10 * number, counts[rank]))
+    train(module, optimizer, batches(rank + 100, 20))
+    state = torch_distro.state_dict(module)
+    own = flat(module)
     stats = torch_distro.stats()
     torch_distro.average(module)
-    return {"stats": stats, "mean": flat(module)}
+    return {"stats": stats, "own": own, "mean": flat(module), "residual": state["residual"]}
 
 
-@pytest.mark.parametrize("short", [0, 3])
-def test_a_site_goes_on_without_a_rank_that_has_no_more_data(short: int) -> None:
-    ran = run(4, _uneven, short, env=TWO_BY_TWO)
+@pytest.mark.parametrize("normalises", [True, False])
+@pytest.mark.parametrize(
+    "epochs",
+    [[[3, 10, 10, 10]], [[10, 10, 10, 3]], [[1, 2, 6, 6]], [[0, 6, 6, 6], [9, 9, 9, 9]]],
+    ids=str,
+)
+def test_a_site_goes_on_without_ranks_that_have_no_more_data(
+    epochs: list[list[int]], normalises: bool
+) -> None:
+    """And as one afterwards, though the optimizers have not seen the same steps."""
+    ran = run(4, _uneven, epochs, normalises, env=TWO_BY_TWO)
     for own in ran:
-        assert own["stats"]["exchanges"] == 9
+        assert own["stats"]["exchanges"] == ran[0]["stats"]["exchanges"]
         assert own["stats"]["reference_checksum"] == ran[0]["stats"]["reference_checksum"]
         assert torch.equal(own["mean"], ran[0]["mean"])
+    for leader, member in ((0, 1), (2, 3)) if not normalises else ():  # Adam's moments differ
+        for name, residual in ran[leader]["residual"].items():
+            assert torch.equal(residual, ran[member]["residual"][name])
 
 
 def _not_finite(rank: int, size: int, culprit: int) -> None:

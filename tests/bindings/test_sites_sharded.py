@@ -13,7 +13,8 @@ from models import batches
 from ranks import fail, run
 from test_sites import TWO_BY_TWO, sites
 from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
+from torch.distributed.fsdp.wrap import CustomPolicy
 
 
 def _sharded(kind: str, width: int = 250) -> Any:  # noqa: ANN401
@@ -43,6 +44,9 @@ def _train(rank: int, size: int, kind: str, normalises: bool, width: int = 250) 
             replicas = replicas_of(module)
             result["replicas"] = torch_distro.stats(replicas)
             result["ranks"] = dist.get_process_group_ranks(replicas)
+        torch_distro.average(module)
+    with torch.no_grad():
+        result["after"] = module(batches(9, 1)[0]).square().mean().item()
     return result
 
 
@@ -75,6 +79,40 @@ def test_everything_sent_at_once_by_sgd_is_the_full_shard(kind: str) -> None:
         assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-4)
 
 
+def _by_policy(rank: int, size: int, strategy: ShardingStrategy | None) -> dict[str, Any]:
+    """FSDP1 by a policy that gives one layer a strategy of its own."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(20, 250), nn.Tanh(), nn.Linear(250, 20))
+    own = {"sharding_strategy": strategy} if strategy else True
+    module = FullyShardedDataParallel(
+        net,
+        None,
+        ShardingStrategy.FULL_SHARD,
+        auto_wrap_policy=CustomPolicy(lambda layer: own if layer is net[2] else False),
+        use_orig_params=True,
+        device_id=torch.device("cpu"),
+    )
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
+    losses = [step(module, optimizer, x) for x in batches(rank, 6)]
+    if dist.get_backend() == "distro":
+        torch_distro.average(module)
+    with torch.no_grad():
+        losses.append(module(batches(9, 1)[0]).square().mean().item())
+    return {"losses": losses}
+
+
+@pytest.mark.parametrize(
+    "strategy", [None, ShardingStrategy.SHARD_GRAD_OP, ShardingStrategy.NO_SHARD]
+)
+def test_a_policy_may_give_modules_strategies_of_their_own(
+    strategy: ShardingStrategy | None,
+) -> None:
+    gloo = run(4, _by_policy, strategy, backend="gloo")
+    distro = run(4, _by_policy, strategy, env=TWO_BY_TWO, options=EVERYTHING)
+    for ours, theirs in zip(distro, gloo, strict=True):
+        assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-4)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_sites_of_different_sizes_are_an_error_that_says_what_to_do(kind: str) -> None:
     for error in fail(3, _train, kind, True, env=sites("a", "a", "b")):
@@ -90,6 +128,7 @@ def test_without_sites_or_in_one_it_is_the_full_shard_exactly(kind: str, label: 
     for ours, theirs in zip(distro, gloo, strict=True):
         assert ours["losses"] == theirs["losses"]
         assert torch.equal(ours["shard"], theirs["shard"])
+        assert ours["after"] == theirs["after"]  # average() has nothing to do
         (module,) = ours["world"]["modules"]
         assert module["mode"] == "exact"
         assert ("DISTRO_SITE" in module["reason"] and "HSDP" in module["reason"]) != bool(label)
@@ -98,7 +137,7 @@ def test_without_sites_or_in_one_it_is_the_full_shard_exactly(kind: str, label: 
 def _own_mesh(rank: int, size: int) -> torch.Tensor:
     mesh = dist.init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))
     torch.manual_seed(0)
-    net = fully_shard(nn.Linear(20, 20), mesh=mesh)
+    net: Any = fully_shard(nn.Linear(20, 20), mesh=mesh)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     for x in batches(rank, 4):
         step(net, optimizer, x)
@@ -126,7 +165,7 @@ def test_replicas_of_which_some_share_a_site_are_averaged_in_it() -> None:
 def _replicas_in_sites(rank: int, size: int) -> torch.Tensor:
     mesh = dist.init_device_mesh("cpu", (4, 1), mesh_dim_names=("replicate", "shard"))
     torch.manual_seed(0)
-    net = fully_shard(nn.Linear(20, 300), mesh=mesh)
+    net: Any = fully_shard(nn.Linear(20, 300), mesh=mesh)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     for x in batches(rank, 6):
         net(x).square().mean().backward()

@@ -82,18 +82,31 @@ TEST(SiteFault, AReferenceThatDriftsInASiteIsFoundByItsLeader) {
   expect_all(errors, "weights of site 'a' (ranks 0, 1) are not the same on its ranks");
 }
 
+// Rank 1 of site (0, 1) writes `forged` to its leader before the module begins.
+std::vector<std::string> errors_of(const Envelope& forged, const std::vector<std::byte>& body) {
+  return run_ranks(
+      {.ranks = 4, .options = {{"transport", "inproc"}}, .sites = {"a", "a", "b", "b"}},
+      [&](Rank& rank) {
+        if (rank.rank == 1) {
+          rank.group->broadcast(seal(forged, body));
+          rank.group->take(0, {0, MessageKind::begin, 0}, rank.group->deadline());
+        }
+        rank.exchange->begin(rank.views(), *rank.exact);
+      });
+}
+
 TEST(SiteFault, AMessageInTheNameOfARankThatItsSenderDoesNotSpeakForIsRefused) {
-  const auto errors =
-      run_ranks({.ranks = 4, .options = {{"transport", "inproc"}}, .sites = {"a", "a", "b", "b"}},
-                [](Rank& rank) {
-                  if (rank.rank == 1) {
-                    rank.group->broadcast(seal({.kind = MessageKind::begin, .origin = 2},
-                                               std::vector<std::byte>(sizeof(std::uint64_t))));
-                    rank.group->take(0, {0, MessageKind::begin, 0}, rank.group->deadline());
-                  }
-                  rank.exchange->begin(rank.views(), *rank.exact);
-                });
-  expect_all(errors, "rank 1 sent a message in the name of rank 2");
+  const std::vector<std::byte> eight(sizeof(std::uint64_t));
+  expect_all(errors_of({.kind = MessageKind::begin, .origin = 2}, eight),
+             "rank 1 sent a message of kind 1 in the name of rank 2");
+  expect_all(errors_of({.kind = MessageKind::begin, .origin = 0}, eight), "in the name of rank 0");
+  expect_all(errors_of({.kind = MessageKind::begin, .origin = 99}, eight),
+             "in the name of rank 99");
+}
+
+TEST(SiteFault, AStepOfARankThatDoesNotLeadItsSiteIsRefused) {
+  expect_all(errors_of({.kind = MessageKind::step, .origin = 1, .exchange = 1}, {}),
+             "rank 1 sent a message of kind 2 in the name of rank 1");
 }
 
 }  // namespace
