@@ -179,6 +179,15 @@ def _wrap_checkpoint_load(original: Callable[..., Any]) -> Callable[..., Any]:
     return load
 
 
+def _wrap_checkpoint_save(original: Callable[..., Any]) -> Callable[..., Any]:
+    def save(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        for attachment in list(_attachments.values()):
+            attachment.before_save()
+        return original(*args, **kwargs)
+
+    return save
+
+
 @contextlib.contextmanager
 def _editing(attachments: Iterable[Attachment]) -> Iterator[None]:
     exchanged = [attachment for attachment in attachments if attachment.exchanged]
@@ -223,7 +232,7 @@ def _wrap_sharded_optimizer(original: Callable[..., Any]) -> Callable[..., Any]:
 def install() -> None:
     """Wrap what must be wrapped, once a process."""
     global _before_forward
-    from torch.distributed.checkpoint import state_dict_loader
+    from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
     from torch.distributed.optim import ZeroRedundancyOptimizer
     from torch.optim.optimizer import (
         register_optimizer_step_post_hook,
@@ -239,8 +248,9 @@ def install() -> None:
     _wrap(DistributedDataParallel, "_sync_final_model", _wrap_edit)
     _wrap(DistributedDataParallel, "_check_global_requires_backward_grad_sync", _wrap_join)
     _wrap(nn.Module, "load_state_dict", _wrap_edit)
-    # By `load`, under whatever name a script has imported that.
+    # By `load` and `save`, under whatever name a script has imported them.
     _wrap(state_dict_loader, "_load_state_dict", _wrap_checkpoint_load)
+    _wrap(state_dict_saver, "_save_state_dict", _wrap_checkpoint_save)
     _wrap(ZeroRedundancyOptimizer, "__init__", _wrap_sharded_optimizer)
     register_optimizer_step_pre_hook(_before_optimizer_step)
     register_optimizer_step_post_hook(_after_optimizer_step)

@@ -161,6 +161,9 @@ class Attachment:
     def settle(self) -> None:
         """Before the weights are read or written outside the exchange."""
 
+    def before_save(self) -> None:
+        """Before torch.distributed.checkpoint writes something, perhaps this module."""
+
     def _exchange(self) -> None:
         self.synchroniser.before_forward()
         self._settled = self.synchroniser.exact

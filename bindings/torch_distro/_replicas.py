@@ -59,6 +59,8 @@ class Replicas(Attachment):
         self._find_shards = find_shards
         self._reshard = reshard
         self._trained_in_backward: list[bool] | None = None
+        self._alike = True  # the replicas have not been trained since they had one mean
+        self._warned = False
         self._begin(group, name)
         self._take_shards([shard.trained for shard in find_shards()])
         count = sum(shard.numel() for _, shard in self._shards)
@@ -122,11 +124,24 @@ class Replicas(Attachment):
 
     def average(self) -> bool:
         self.settle()
-        return super().average()
+        self._alike = super().average()
+        return self._alike
+
+    def before_save(self) -> None:
+        """torch.distributed.checkpoint takes each shard from one of its replicas."""
+        if self.exchanged and not self._alike and not self._warned and dist.get_rank() == 0:
+            self._warned = True
+            self.group.log(
+                "warning",
+                f"module {self.name}: its replicas' weights differ a little, and a checkpoint "
+                "takes some shards from one replica and some from another. Call "
+                "torch_distro.average(module) on all ranks before a save",
+            )
 
     @contextlib.contextmanager
     def reducing(self) -> Iterator[None]:
         """All-reduces over the replicas are this module's gradients."""
+        self._alike = False
         self._backend.hand_replicas_to(self.synchroniser)
         try:
             yield

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -221,3 +223,28 @@ def test_the_exchange_follows_weights_into_other_memory() -> None:
         assert own["losses"][-1] < own["losses"][0]
         assert own["checksum"] == other["checksum"]
         assert torch.equal(own["averaged"], other["averaged"])
+
+
+def _save(rank: int, size: int, kind: str, folder: str, averaged: bool) -> int:
+    """Saves twice; how often this rank's log speaks of it."""
+    log = Path(folder) / f"rank{rank}.log"
+    with log.open("w") as opened:
+        os.dup2(opened.fileno(), 2)
+    module = shard(kind, net())
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
+    for x in batches(rank, 4):
+        step(module, optimizer, x)
+    if averaged:
+        torch_distro.average(module)
+    for number in range(2):
+        state = {"model": get_model_state_dict(module)}
+        dcp.save(state, checkpoint_id=f"{folder}/{number}")
+    return log.read_text().count("average(module) on all ranks before a save")
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_of_replicas_that_differ_is_warned_of_once(
+    kind: str, averaged: bool, tmp_path: Path
+) -> None:
+    assert sum(run(4, _save, kind, str(tmp_path), averaged)) == (0 if averaged else 1)
