@@ -73,17 +73,21 @@ class GPT(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocabulary, bias=False)
         self.layers = layers
-        self.reset_parameters()
+        self._begin()
 
     def reset_parameters(self) -> None:
-        """First weights; those of meta modules, too, once they have memory."""
+        """First weights of a module that was made on the meta device and has memory now."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.LayerNorm, nn.Embedding)):
                 module.reset_parameters()
+        self._begin()
+
+    def _begin(self) -> None:
         for name, weight in self.named_parameters():
             if weight.dim() > 1:
                 residual = name.endswith(("out.weight", "down.weight"))
-                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * self.layers) if residual else 0.02)
+                std = 0.02 / math.sqrt(2 * self.layers) if residual else 0.02
+                nn.init.normal_(weight, std=std)
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.tokens(tokens) + self.places(torch.arange(tokens.shape[1], device=tokens.device))

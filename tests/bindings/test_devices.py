@@ -42,7 +42,9 @@ def _module(*devices: str) -> DistributedDataParallel:
 
 
 def test_a_module_on_one_device_is_exchanged_and_one_spread_over_devices_is_exact() -> None:
-    group: Any = SimpleNamespace(world_size=2, exchanges_gradients=False, mode="auto")
+    group: Any = SimpleNamespace(
+        world_size=2, sites=[[0], [1]], exchanges_gradients=False, mode="auto"
+    )
     assert _attachment._why_exact(_module("cuda:1", "cuda:1"), group) == ""
     assert _attachment._why_exact(_module("cpu", "cpu"), group) == ""
     spread = _attachment._why_exact(_module("cuda:0", "cuda:0", "cuda:1"), group)

@@ -140,7 +140,7 @@ def _no_inner_backend(rank: int, size: int, path: str) -> None:
             time.sleep(0.5)  # the others are connected by now
             raise RuntimeError("no more sockets")
 
-        vars(_inner)["gloo_of"] = fail
+        vars(_inner)["_gloo"] = fail
     dist.init_process_group(
         "distro",
         init_method=f"file://{path}",

@@ -96,7 +96,7 @@ def _meet(kind: str, store: dist.Store, rank: int, fault: str) -> None:
     if rank == VICTIM and kind == "rendezvous":
         os.kill(os.getpid(), SIGNALS[fault])
     if rank == VICTIM:
-        vars(_inner)["gloo_of"] = lambda *_: os.kill(os.getpid(), SIGNALS[fault])
+        vars(_inner)["_gloo"] = lambda *_: os.kill(os.getpid(), SIGNALS[fault])
     _backend.create(
         types.SimpleNamespace(
             store=dist.PrefixStore(f"test/{kind}", store),

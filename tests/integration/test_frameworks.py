@@ -20,8 +20,14 @@ from matrix import losses_of  # noqa: E402
 from rows import ROWS, Row  # noqa: E402
 
 # What takes long and shows little more is left to the whole matrix: one row by torchrun (its ranks
-# cannot be forked), one that compiles (by a compiler that does not optimise), one on four ranks.
-LEFT_OUT = ("DDP, names nccl", "DDP(torch.compile)", "FSDP1, hybrid")
+# cannot be forked), one that compiles (by a compiler that does not optimise), some on four ranks.
+LEFT_OUT = (
+    "DDP, names nccl",
+    "DDP(torch.compile)",
+    "FSDP1, hybrid",
+    "DDP, two sites",
+    "FSDP1 over two sites",
+)
 COMPILER = "aot_eager"
 RUNS = {
     "auto": [row for row in ROWS if row.name not in LEFT_OUT],
