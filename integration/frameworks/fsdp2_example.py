@@ -26,7 +26,6 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--backend", default="nccl")
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--explicit-prefetching", action="store_true", default=True)
     parser.add_argument("--mixed-precision", action="store_true")
     parser.add_argument("--save", help="the whole model, on rank 0")
     args = parser.parse_args()
@@ -48,15 +47,13 @@ def main() -> None:
     assert isinstance(model, FSDPModule)
     model.to_empty(device="cpu")
     model.reset_parameters()
-    if args.explicit_prefetching:
-        set_modules_to_forward_prefetch(model, 1)
+    set_modules_to_forward_prefetch(model, 1)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
 
     generator = torch.Generator().manual_seed(rank)
     for step in range(args.steps):
         x, y = windows(codes, 8, 32, generator)
-        if args.explicit_prefetching:
-            model.unshard()
+        model.unshard()  # ahead of the forward
         loss = cross_entropy(model(x), y)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)
