@@ -45,7 +45,10 @@ std::uint16_t local_port(int fd) {
 }  // namespace
 
 Acceptor::Acceptor(zmq::context_t& context, const ChannelConfig& config)
-    : context_(context), config_(config), router_(context, zmq::socket_type::router) {
+    : context_(context), config_(config),
+      router_(context, zmq::socket_type::router),
+      connection_limit_(kConnectionsPerPeer * static_cast<std::size_t>(config.world_size) +
+                        kSpareConnections) {
   const bool ipv6 = config.carrier == Carrier::tcp && plan_tcp(config).ipv6;
   set_socket_options(router_, config, ipv6);
   router_.set(zmq::sockopt::router_mandatory, true);
@@ -99,14 +102,14 @@ void Acceptor::bind_tcp(const ChannelConfig& config) {
     }
     if (zmq_errno() != EADDRINUSE) {
       throw ConfigError(fmt::format(
-          "rank {}: cannot bind to {}: {}; set DISTRO_BIND to an address or interface of this "
-          "host, and DISTRO_PORTS to ports that it may use",
-          config.rank, endpoint, zmq_strerror(zmq_errno())));
+          "{}: cannot bind to {}: {}; choose an address or interface of this host (DISTRO_BIND), "
+          "and ports that it may use (DISTRO_PORTS)",
+          name_of(config), endpoint, zmq_strerror(zmq_errno())));
     }
   }
   throw ConfigError(
-      fmt::format("rank {}: all ports from {} to {} of {} are in use: widen DISTRO_PORTS",
-                  config.rank, config.first_port, config.last_port, plan.bind_host));
+      fmt::format("{}: all ports from {} to {} of {} are in use: widen DISTRO_PORTS",
+                  name_of(config), config.first_port, config.last_port, plan.bind_host));
 }
 
 void Acceptor::append_poll_items(std::vector<zmq::pollitem_t>& items, bool watch_space) {
@@ -158,17 +161,15 @@ SendResult Acceptor::send(const std::string& route, zmq::message_t& body) {
 
 void Acceptor::on_accepted(int fd) {
   connections_.insert(fd);
-  const std::size_t limit =
-      kConnectionsPerPeer * static_cast<std::size_t>(config_.world_size) + kSpareConnections;
   // ZeroMQ cannot end one connection of a ROUTER, but it notices the end of the stream. By now the
   // descriptor may be another's, so only one of our own port is touched: at worst a peer dials
   // anew.
-  if (connections_.size() > limit && port_ != 0 && local_port(fd) == port_) {
+  if (connections_.size() > connection_limit_ && port_ != 0 && local_port(fd) == port_) {
     ::shutdown(fd, SHUT_RDWR);
     log_once(LogLevel::warning, "connections/" + endpoint_,
-             fmt::format("[distro rank {}] {} connections to {}, more than its {} ranks can need: "
+             fmt::format("[distro {}] {} connections to {}, more than its ranks can need: "
                          "strangers reach this port. Further ones are ended (logged once)",
-                         config_.rank, connections_.size(), endpoint_, config_.world_size));
+                         name_of(config_), connections_.size(), endpoint_));
   }
 }
 

@@ -26,6 +26,8 @@ class Acceptor final : public Listener {
   Acceptor& operator=(const Acceptor&) = delete;
 
   [[nodiscard]] const std::string& endpoint() const noexcept override { return endpoint_; }
+  /// How many connections may be open at once; further ones are ended.
+  void limit_connections(std::size_t limit) noexcept { connection_limit_ = limit; }
   std::unique_ptr<Link> dial(int peer, const std::string& endpoint) override;
   /// A ROUTER cannot say which connection has space again.
   void append_poll_items(std::vector<zmq::pollitem_t>& items, bool watch_space) override;
@@ -47,6 +49,7 @@ class Acceptor final : public Listener {
   std::string endpoint_;
   std::uint16_t port_ = 0;     // tcp
   std::set<int> connections_;  // open ones, of peers and strangers
+  std::size_t connection_limit_;
 };
 
 }  // namespace distro::transport

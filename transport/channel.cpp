@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "transport/bind.h"
+#include "transport/relay_frame.h"
 #include "transport/zmq_channel.h"
 
 namespace distro::transport {
@@ -14,6 +15,18 @@ bool is_neighbour(const ChannelConfig& config, int rank) noexcept {
   return rank != config.rank &&
          (config.neighbours.empty() ||
           std::ranges::find(config.neighbours, rank) != config.neighbours.end());
+}
+
+std::size_t send_chunk_bytes(const ChannelConfig& config) noexcept {
+  // On a paced line a chunk takes a hundredth of a second: more, and what else uses the line feels
+  // it; less, and headers cost more of it.
+  constexpr std::uint64_t kChunksASecond = 100;
+  constexpr std::uint64_t kLeast = 4096;
+  if (config.rate_limit_bytes == 0) {
+    return config.chunk_bytes;
+  }
+  return std::min<std::size_t>(config.chunk_bytes,
+                               std::max(config.rate_limit_bytes / kChunksASecond, kLeast));
 }
 
 std::unique_ptr<Channel> open_channel(const ChannelConfig& config) {
@@ -34,6 +47,21 @@ std::unique_ptr<Channel> open_channel(const ChannelConfig& config) {
   if ((config.carrier == Carrier::plugin) != (config.plugin != nullptr)) {
     throw ConfigError(fmt::format("rank {}: the carrier is a plug-in if, and only if, one is given",
                                   config.rank));
+  }
+  if (!config.relay.empty() && config.carrier != Carrier::tcp) {
+    throw ConfigError(
+        fmt::format("rank {}: a hub needs DISTRO_TRANSPORT=tcp: a relay is reached over TCP",
+                    config.rank));
+  }
+  if (!config.members.empty() &&
+      (config.members.size() != static_cast<std::size_t>(config.world_size) ||
+       std::ranges::any_of(config.members, [](auto member) { return member > kMaxMember; }))) {
+    throw ConfigError(fmt::format("rank {}: {} members for {} ranks, or one above {}", config.rank,
+                                  config.members.size(), config.world_size, kMaxMember));
+  }
+  if (!config.relay.empty() && static_cast<std::size_t>(config.world_size) > kMaxGroup) {
+    throw ConfigError(fmt::format("rank {}: a group of {} ranks, and a relay serves at most {}",
+                                  config.rank, config.world_size, kMaxGroup));
   }
   check_advertised(config);
   return std::make_unique<ZmqChannel>(config);

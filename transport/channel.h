@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -25,6 +26,15 @@ enum class Carrier {
   inproc,  ///< ZeroMQ within one process: ranks that are threads.
   plugin,  ///< A third-party transport, loaded by path (transport/abi.h).
 };
+
+/// What of a process's traffic goes first where it is limited.
+enum class Priority : std::uint8_t {
+  exchange,  ///< Small records that the next step needs.
+  exact,     ///< Whole tensors.
+};
+
+/// The highest number that a member of a hub may have.
+inline constexpr std::uint32_t kMaxMember = 65534;
 
 /// What a rank publishes in the rendezvous, so that its peers can find and recognise it.
 struct PeerAddress {
@@ -56,12 +66,23 @@ struct ChannelConfig {
   /// way from each rank to each: losses are told along it.
   std::vector<int> neighbours = {};
   std::uint64_t group = 0;  ///< Random number of the group, the same on all its ranks.
+  /// tcp: endpoint of the relay that carries all between the ranks, so that none of them binds
+  /// (hub); empty: each dials the others (mesh).
+  std::string relay = {};
+  /// Hub: what the relay calls the ranks, by rank; each at most kMaxMember. Empty: their ranks.
+  std::vector<std::uint32_t> members = {};
+  /// Bytes a second that this process may send over all its channels; 0: no limit.
+  std::uint64_t rate_limit_bytes = 0;
+  Priority priority = Priority::exchange;  ///< Which channel of the process goes first.
   Carrier carrier = Carrier::tcp;
   std::shared_ptr<const Plugin> plugin;    ///< Carrier::plugin: the loaded library.
   std::string bind_address = "127.0.0.1";  ///< tcp: address to bind.
   std::string advertise;                   ///< tcp: host told to peers; empty: bind_address.
   std::uint16_t first_port = 0;            ///< tcp: range of ports to bind; 0: any free port.
   std::uint16_t last_port = 0;
+  /// Frames that the carrier queues for one connection. Fewer: the I/O thread wakes for each chunk;
+  /// more: acknowledgements and aborts wait behind more data on a slow link.
+  int queue_frames = 16;
   bool insecure = false;  ///< Allow plain text beyond loopback (DISTRO_INSECURE=1).
   std::chrono::milliseconds timeout{std::chrono::minutes(30)};  ///< The group's time-out.
   std::size_t chunk_bytes = std::size_t{64} << 10;
@@ -89,6 +110,9 @@ struct ChannelCounters {
   std::uint64_t duplicate_frames = 0;
 };
 
+/// Largest chunk that this rank sends: a paced one must not hold up what else uses the line.
+[[nodiscard]] std::size_t send_chunk_bytes(const ChannelConfig& config) noexcept;
+
 /// Whether a rank is one that this one connects to.
 [[nodiscard]] bool is_neighbour(const ChannelConfig& config, int rank) noexcept;
 
@@ -105,6 +129,10 @@ class Channel {
   /// Start connecting to all peers; `peers[r]` is rank r's address; those of others are ignored.
   /// Returns at once. Throws ProtocolError when a peer speaks another protocol version (names it).
   virtual void connect(std::vector<PeerAddress> peers) = 0;
+
+  /// Queue the message for each of the peers, as send does, but for those that have left. Through a
+  /// hub it is uploaded once.
+  virtual void multicast(std::span<const int> peers, const SharedBytes& message) = 0;
 
   /// Queue a message for `peer`. Returns at once; messages to one peer arrive in order, each
   /// exactly once. Throws PeerError if the peer is lost or has left, ClosedError if the channel is

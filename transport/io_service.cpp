@@ -99,6 +99,7 @@ struct IoService::State {
   std::vector<std::function<void()>> tasks;  // guarded by mutex
   bool stop = false;                         // guarded by mutex
   std::vector<IoHandler*> handlers;          // I/O thread only
+  Pacer pacer;                               // I/O thread only
   std::thread thread;
 };
 
@@ -175,6 +176,8 @@ void IoService::run(const std::function<void()>& task) {
 }
 
 zmq::context_t& IoService::context() noexcept { return state_->context; }
+
+Pacer& IoService::pacer() noexcept { return state_->pacer; }
 
 void IoService::add(IoHandler& handler) { state_->handlers.push_back(&handler); }
 

@@ -13,6 +13,7 @@
 #include <zmq.hpp>
 
 #include "transport/channel.h"
+#include "transport/pacer.h"
 
 namespace distro::transport {
 
@@ -59,6 +60,8 @@ class IoService {
 
   // The rest: I/O thread only.
   zmq::context_t& context() noexcept;
+  /// The process's one.
+  Pacer& pacer() noexcept;
   void add(IoHandler& handler);
   void remove(IoHandler& handler);
 

@@ -92,6 +92,21 @@ class Listener {
   /// A peer that the carrier knows to be lost for good.
   virtual std::optional<Lost> take_lost() { return std::nullopt; }
 
+  /// The rank that the carrier vouches for on this connection, if it does.
+  [[nodiscard]] virtual std::optional<int> rank_of(const std::string& /*route*/) const {
+    return std::nullopt;
+  }
+
+  /// Hand over what waits here for all peers together; called before frames are sent and after.
+  /// Returns when to be called again without any other event.
+  virtual Deadline flush(Deadline /*now*/) { return Deadline::max(); }
+
+  /// Nothing waits here.
+  [[nodiscard]] virtual bool flushed() const noexcept { return true; }
+
+  /// Why no peer can be reached at the moment; empty if that is not so.
+  [[nodiscard]] virtual std::string trouble(Deadline /*now*/) const { return ""; }
+
   /// What the carrier itself counts, if it does.
   [[nodiscard]] virtual std::optional<Carried> carried() { return std::nullopt; }
 };

@@ -119,6 +119,11 @@ std::string Mesh::greeting_error(const Frame& frame, const Peer* peer) const {
 void Mesh::on_hello(const std::string& route, const Frame& frame, Deadline now) {
   const std::uint32_t rank = parse_greeting(frame.payload).rank;
   Peer* peer = rank > static_cast<std::uint32_t>(config_.rank) ? find(rank) : nullptr;
+  if (const auto vouched = acceptor_->rank_of(route);
+      vouched && rank != static_cast<std::uint32_t>(*vouched)) {
+    reject("greeting", fmt::format("a greeting in the name of rank {} by rank {}", rank, *vouched));
+    return;
+  }
   if (const std::string error = greeting_error(frame, peer); peer == nullptr || !error.empty()) {
     reject("greeting", error);
     return;

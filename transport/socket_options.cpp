@@ -9,13 +9,14 @@
 #include <cstring>
 
 #include "transport/frame.h"
+#include "transport/relay_frame.h"
 
 namespace distro::transport {
 namespace {
 
-// Frames that ZeroMQ queues for one connection. Fewer: the I/O thread wakes for each chunk; more:
-// acknowledgements and aborts wait behind more data on a slow link.
-constexpr int kQueuedFrames = 16;
+// Frames of one connection that wait to be read. Fewer: the I/O thread wakes for each chunk; more:
+// strangers take more memory.
+constexpr int kReceivedFrames = 16;
 
 // A heartbeat that stays unanswered for so many intervals ends the connection. Fewer: a chunk on a
 // slow link is taken for a dead peer; more: a vanished host is noticed late.
@@ -45,14 +46,15 @@ void set_socket_options(zmq::socket_t& socket, const ChannelConfig& config, bool
   // Not IMMEDIATE: with it a DEALER drops what it has received when its connection breaks, a
   // goodbye for instance.
   socket.set(opt::linger, 0);
-  socket.set(opt::sndhwm, kQueuedFrames);
+  socket.set(opt::sndhwm, config.queue_frames);
   // A DEALER whose input has stopped at a full queue while ZeroMQ reconnects it ends the whole
   // process (libzmq issue 3937), so its queue has no limit; the session's window bounds what an
   // honest peer sends, and this rank chose whom it dials. Strangers reach the ROUTER only, which
   // ZeroMQ never reconnects.
   const bool dials = socket.get(opt::type) == ZMQ_DEALER;
-  socket.set(opt::rcvhwm, dials ? 0 : kQueuedFrames);
-  socket.set(opt::maxmsgsize, static_cast<std::int64_t>(config.chunk_bytes + kFrameAllowance));
+  socket.set(opt::rcvhwm, dials ? 0 : kReceivedFrames);
+  socket.set(opt::maxmsgsize, static_cast<std::int64_t>(config.chunk_bytes + kFrameAllowance +
+                                                       (config.relay.empty() ? 0 : kRelayAllowance)));
   socket.set(opt::heartbeat_ivl, keepalive);
   socket.set(opt::heartbeat_timeout, kMissedHeartbeats * keepalive);
   socket.set(opt::heartbeat_ttl, kMissedHeartbeats * keepalive);

@@ -60,7 +60,7 @@ ZmqChannel::ZmqChannel(const ChannelConfig& config)
   parts.service = IoService::acquire();
   parts.service->run([&parts] {
     parts.mesh =
-        std::make_unique<Mesh>(parts.service->context(), parts.config, parts.own, parts.inbox);
+        std::make_unique<Mesh>(*parts.service, parts.config, parts.own, parts.inbox);
     parts.own.endpoint = parts.mesh->endpoint();
     parts.service->add(*parts.mesh);
   });
@@ -117,7 +117,8 @@ void ZmqChannel::connect(std::vector<PeerAddress> peers) {
           "same torch-distro on all ranks",
           rank, peer.protocol, config.rank, kProtocolVersion));
     }
-    if (rank < config.rank && is_neighbour(config, rank) && config.carrier != Carrier::plugin) {
+    if (rank < config.rank && is_neighbour(config, rank) && config.carrier != Carrier::plugin &&
+        config.relay.empty()) {
       check_endpoint(config, rank, peer.endpoint);
     }
   }
@@ -127,7 +128,7 @@ void ZmqChannel::connect(std::vector<PeerAddress> peers) {
   parts_->service->run([this, &peers] { parts_->mesh->connect(std::move(peers)); });
 }
 
-void ZmqChannel::send(int peer, SharedBytes message) {
+void ZmqChannel::check_send(int peer, const SharedBytes& message) const {
   check_peer("send", peer);
   if (message == nullptr || message->size() > parts_->config.max_message_bytes) {
     throw ConfigError(fmt::format(
@@ -136,8 +137,27 @@ void ZmqChannel::send(int peer, SharedBytes message) {
         parts_->config.max_message_bytes));
   }
   parts_->inbox.check_can_send(peer);
+}
+
+void ZmqChannel::send(int peer, SharedBytes message) {
+  check_send(peer, message);
   parts_->service->post([mesh = parts_->mesh.get(), peer,
                          message = count(peer, std::move(message))] { mesh->send(peer, message); });
+}
+
+void ZmqChannel::multicast(std::span<const int> peers, const SharedBytes& message) {
+  std::vector<Mesh::Letter> letters;
+  for (const int peer : peers) {
+    try {
+      check_send(peer, message);
+      letters.push_back({peer, count(peer, message)});
+    } catch (const PeerLeft&) {
+      continue;  // it has ended normally and needs no more
+    }
+  }
+  parts_->service->post([mesh = parts_->mesh.get(), letters = std::move(letters)] {
+    mesh->multicast(letters);
+  });
 }
 
 SharedBytes ZmqChannel::count(int peer, SharedBytes message) {

@@ -27,6 +27,7 @@ class ZmqChannel final : public Channel {
   [[nodiscard]] PeerAddress address() const override { return parts_->own; }
   void connect(std::vector<PeerAddress> peers) override;
   void send(int peer, SharedBytes message) override;
+  void multicast(std::span<const int> peers, const SharedBytes& message) override;
   Bytes receive(int peer, Deadline deadline) override;
   std::optional<Bytes> try_receive(int peer) override;
   void abort(int culprit, std::string_view reason) override;
@@ -54,6 +55,7 @@ class ZmqChannel final : public Channel {
 
   void check_use(const char* what) const;
   void check_peer(const char* what, int peer) const;
+  void check_send(int peer, const SharedBytes& message) const;
   SharedBytes count(int peer, SharedBytes message);
   Bytes unpack(int peer, Inbox::Taken taken);
   void shut(Deadline deadline, bool goodbye);

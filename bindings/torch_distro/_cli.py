@@ -1,15 +1,18 @@
 """The command ``torch-distro``: one subcommand a module, loaded when it is asked for.
 
 A module of a command has ``add_arguments(parser)`` and ``run(arguments) -> int``, the exit status.
+Some commands are programs of their own (_native.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import sys
 from collections.abc import Sequence
 
 import torch_distro
+from torch_distro import _native
 
 COMMANDS = {
     "doctor": (
@@ -32,6 +35,8 @@ def parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="print JSON instead of text")
         if argv is None or name in argv:
             importlib.import_module(module).add_arguments(command)
+    for name, (_, summary) in _native.PROGRAMS.items():
+        commands.add_parser(name, help=summary)  # for the list; main() does not come here
     return top
 
 
@@ -45,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 1 where the command found something wrong; 2 (by SystemExit) for
         arguments that are not understood.
     """
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words and words[0] in _native.PROGRAMS:
+        return _native.run(words[0], words[1:])
     arguments = parser(argv).parse_args(argv)
     module, _ = COMMANDS[arguments.command]
     status: int = importlib.import_module(module).run(arguments)
