@@ -45,7 +45,8 @@ std::uint16_t local_port(int fd) {
 }  // namespace
 
 Acceptor::Acceptor(zmq::context_t& context, const ChannelConfig& config)
-    : context_(context), config_(config),
+    : context_(context),
+      config_(config),
       router_(context, zmq::socket_type::router),
       connection_limit_(kConnectionsPerPeer * static_cast<std::size_t>(config.world_size) +
                         kSpareConnections) {
@@ -107,9 +108,9 @@ void Acceptor::bind_tcp(const ChannelConfig& config) {
           name_of(config), endpoint, zmq_strerror(zmq_errno())));
     }
   }
-  throw ConfigError(
-      fmt::format("{}: all ports from {} to {} of {} are in use: widen DISTRO_PORTS",
-                  name_of(config), config.first_port, config.last_port, plan.bind_host));
+  throw ConfigError(fmt::format("{}: all ports from {} to {} of {} are in use: widen DISTRO_PORTS",
+                                name_of(config), config.first_port, config.last_port,
+                                plan.bind_host));
 }
 
 void Acceptor::append_poll_items(std::vector<zmq::pollitem_t>& items, bool watch_space) {

@@ -152,8 +152,7 @@ std::optional<Endpoint> split_endpoint(const std::string& text, bool any_port) {
   }
   const char* const end = text.data() + text.size();
   const auto parsed = std::from_chars(text.data() + colon + 1, end, parts.port);
-  if (parsed.ec != std::errc{} || parsed.ptr != end ||
-      (parts.port == 0 && !any_port)) {
+  if (parsed.ec != std::errc{} || parsed.ptr != end || (parts.port == 0 && !any_port)) {
     return std::nullopt;
   }
   return parts;
@@ -240,10 +239,10 @@ Address address_to_bind(const ChannelConfig& config) {
     address = wanted == "localhost" ? parse_ip("127.0.0.1") : find_interface(wanted);
   }
   if (!address) {
-    throw ConfigError(fmt::format(
-        "{}: cannot bind to '{}': it is neither an IP address nor an interface of this "
-        "host that has one; choose one of those (DISTRO_BIND; `ip addr` lists them)",
-        name_of(config), wanted));
+    throw ConfigError(
+        fmt::format("{}: cannot bind to '{}': it is neither an IP address nor an interface of this "
+                    "host that has one; choose one of those (DISTRO_BIND; `ip addr` lists them)",
+                    name_of(config), wanted));
   }
   return *address;
 }
@@ -275,10 +274,8 @@ TcpPlan plan_tcp(const ChannelConfig& config) {
         "rank {}: the port range {}-{} is empty: DISTRO_PORTS is first-last, both above 0",
         config.rank, config.first_port, config.last_port));
   }
-  TcpPlan plan{address.text,
-               config.advertise.empty() ? address.text : config.advertise,
-               address.ipv6,
-               {}};
+  TcpPlan plan{
+      address.text, config.advertise.empty() ? address.text : config.advertise, address.ipv6, {}};
   for (std::uint32_t port = config.first_port; port <= config.last_port; ++port) {
     plan.ports.push_back(static_cast<std::uint16_t>(port));
   }

@@ -11,6 +11,10 @@
 
 namespace distro::transport {
 
+bool is_near(const ChannelConfig& config, int rank) noexcept {
+  return std::ranges::find(config.near, rank) != config.near.end();
+}
+
 bool is_neighbour(const ChannelConfig& config, int rank) noexcept {
   return rank != config.rank &&
          (config.neighbours.empty() ||
@@ -49,9 +53,8 @@ std::unique_ptr<Channel> open_channel(const ChannelConfig& config) {
                                   config.rank));
   }
   if (!config.relay.empty() && config.carrier != Carrier::tcp) {
-    throw ConfigError(
-        fmt::format("rank {}: a hub needs DISTRO_TRANSPORT=tcp: a relay is reached over TCP",
-                    config.rank));
+    throw ConfigError(fmt::format(
+        "rank {}: a hub needs DISTRO_TRANSPORT=tcp: a relay is reached over TCP", config.rank));
   }
   if (!config.members.empty() &&
       (config.members.size() != static_cast<std::size_t>(config.world_size) ||

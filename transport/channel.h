@@ -71,6 +71,8 @@ struct ChannelConfig {
   std::string relay = {};
   /// Hub: what the relay calls the ranks, by rank; each at most kMaxMember. Empty: their ranks.
   std::vector<std::uint32_t> members = {};
+  /// Ranks of the own site: reached directly even where there is a relay, and without a rate limit.
+  std::vector<int> near = {};
   /// Bytes a second that this process may send over all its channels; 0: no limit.
   std::uint64_t rate_limit_bytes = 0;
   Priority priority = Priority::exchange;  ///< Which channel of the process goes first.
@@ -113,6 +115,9 @@ struct ChannelCounters {
 /// Largest chunk that this rank sends: a paced one must not hold up what else uses the line.
 [[nodiscard]] std::size_t send_chunk_bytes(const ChannelConfig& config) noexcept;
 
+/// Whether a rank is of the own site (ChannelConfig::near).
+[[nodiscard]] bool is_near(const ChannelConfig& config, int rank) noexcept;
+
 /// Whether a rank is one that this one connects to.
 [[nodiscard]] bool is_neighbour(const ChannelConfig& config, int rank) noexcept;
 
@@ -131,8 +136,8 @@ class Channel {
   virtual void connect(std::vector<PeerAddress> peers) = 0;
 
   /// Queue the message for each of the peers, as send does, but for those that have left. Through a
-  /// hub it is uploaded once.
-  virtual void multicast(std::span<const int> peers, const SharedBytes& message) = 0;
+  /// hub it is uploaded once. Returns for how many it is.
+  virtual std::size_t multicast(std::span<const int> peers, const SharedBytes& message) = 0;
 
   /// Queue a message for `peer`. Returns at once; messages to one peer arrive in order, each
   /// exactly once. Throws PeerError if the peer is lost or has left, ClosedError if the channel is

@@ -20,8 +20,7 @@ std::uint64_t check_of(const std::byte* header, std::span<const std::byte> paylo
   return payload.empty() ? seed : XXH3_64bits_withSeed(payload.data(), payload.size(), seed);
 }
 
-std::string_view shape_error(const FrameHeader& header,
-                             std::span<const std::byte> bytes) noexcept {
+std::string_view shape_error(const FrameHeader& header, std::span<const std::byte> bytes) noexcept {
   const std::size_t payload = bytes.size();
   const std::uint8_t allowed = header.kind == FrameKind::data  ? kFlagFirst | kFlagLast | kFlagHold
                                : header.kind == FrameKind::ack ? kFlagHold | kFlagAsk

@@ -123,9 +123,9 @@ HubListener::~HubListener() {
 }
 
 std::uint16_t HubListener::member(int rank) const {
-  return static_cast<std::uint16_t>(
-      config_.members.empty() ? static_cast<std::uint32_t>(rank)
-                              : config_.members[static_cast<std::size_t>(rank)]);
+  return static_cast<std::uint16_t>(config_.members.empty()
+                                        ? static_cast<std::uint32_t>(rank)
+                                        : config_.members[static_cast<std::size_t>(rank)]);
 }
 
 int HubListener::rank_of_member(std::uint32_t member) const {
@@ -366,15 +366,16 @@ Deadline HubListener::flush(Deadline now) {
 
 bool HubListener::take_disconnects() { return std::exchange(disconnects_, false); }
 
-std::string HubListener::trouble(Deadline now) const {
+std::string HubListener::trouble(int /*peer*/, Deadline now) const {
   if (joined_) {
     return "";
   }
   const double seconds = std::chrono::duration<double>(now - away_since_).count();
   return refusal_.empty()
-             ? fmt::format("the relay {} has not been reached for {:.1f} s: see whether it runs, "
-                           "and whether this host can reach it",
-                           config_.relay, seconds)
+             ? fmt::format(
+                   "the relay {} has not been reached for {:.1f} s: see whether it runs, "
+                   "and whether this host can reach it",
+                   config_.relay, seconds)
              : fmt::format("the relay {} refused this rank: {}", config_.relay, refusal_);
 }
 

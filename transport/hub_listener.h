@@ -39,7 +39,7 @@ class HubListener final : public Listener {
   Deadline flush(Deadline now) override;
   [[nodiscard]] bool flushed() const noexcept override { return outgoing_.empty(); }
   [[nodiscard]] std::optional<Carried> carried() override { return carried_; }
-  [[nodiscard]] std::string trouble(Deadline now) const override;
+  [[nodiscard]] std::string trouble(int peer, Deadline now) const override;
 
  private:
   class HubLink;
@@ -84,9 +84,9 @@ class HubListener final : public Listener {
   std::string refusal_;
   std::vector<Way> ways_;  // by rank
   bool disconnects_ = false;
-  bool accepting_ = true;                                 // false: what was queued before goes first
+  bool accepting_ = true;  // false: what was queued before goes first
   std::vector<Outgoing> outgoing_;
-  std::size_t sent_ = 0;                                  // of outgoing_
+  std::size_t sent_ = 0;                                          // of outgoing_
   std::unordered_multimap<std::uint64_t, std::size_t> by_check_;  // frame's check to its index
   Carried carried_{};
 };

@@ -104,8 +104,8 @@ class Listener {
   /// Nothing waits here.
   [[nodiscard]] virtual bool flushed() const noexcept { return true; }
 
-  /// Why no peer can be reached at the moment; empty if that is not so.
-  [[nodiscard]] virtual std::string trouble(Deadline /*now*/) const { return ""; }
+  /// What keeps this rank from `peer` and others at the moment; empty if it knows of nothing.
+  [[nodiscard]] virtual std::string trouble(int /*peer*/, Deadline /*now*/) const { return ""; }
 
   /// What the carrier itself counts, if it does.
   [[nodiscard]] virtual std::optional<Carried> carried() { return std::nullopt; }

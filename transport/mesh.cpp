@@ -9,6 +9,7 @@
 #include "transport/hub_listener.h"
 #include "transport/log.h"
 #include "transport/plugin_listener.h"
+#include "transport/split_listener.h"
 
 namespace distro::transport {
 namespace {
@@ -37,15 +38,19 @@ std::unique_ptr<Listener> listen(IoService& service, const ChannelConfig& config
     return std::make_unique<PluginListener>(config);
   }
   if (!config.relay.empty()) {
-    return std::make_unique<HubListener>(service.context(), config, service.pacer());
+    auto hub = std::make_unique<HubListener>(service.context(), config, service.pacer());
+    if (config.near.empty()) {
+      return hub;
+    }
+    return std::make_unique<SplitListener>(
+        config, std::make_unique<Acceptor>(service.context(), config), std::move(hub));
   }
   return std::make_unique<Acceptor>(service.context(), config);
 }
 
 }  // namespace
 
-Mesh::Mesh(IoService& service, const ChannelConfig& config, const PeerAddress& own,
-           Inbox& inbox)
+Mesh::Mesh(IoService& service, const ChannelConfig& config, const PeerAddress& own, Inbox& inbox)
     : config_(config),
       timeout_(config.timeout),
       own_(own),

@@ -40,9 +40,9 @@ std::string Mesh::death_of(const Peer& peer, Deadline now) const {
       timeout_ + (peer.up ? kMissedKeepalives * config_.keepalive : milliseconds(0));
   if (quiet > allowed) {
     const double seconds = std::chrono::duration<double>(quiet).count();
-    if (const std::string trouble = acceptor_->trouble(now); !trouble.empty()) {
-      return fmt::format("rank {} was out of reach for {:.1f} s, the group's timeout: {}", peer.rank,
-                         seconds, trouble);
+    if (const std::string trouble = acceptor_->trouble(peer.rank, now); !trouble.empty()) {
+      return fmt::format("rank {} was out of reach for {:.1f} s, the group's timeout: {}",
+                         peer.rank, seconds, trouble);
     }
     return peer.ever_up ? fmt::format(
                               "rank {} stayed disconnected for {:.1f} s, the group's timeout: its "

@@ -18,7 +18,9 @@ class Pacer {
   /// ready_at().
   bool take(std::size_t bytes, Priority priority, Deadline now) noexcept;
   /// Give back what a frame was counted for that the carrier did not take.
-  void give_back(std::size_t bytes) noexcept { balance_ += rate_ == 0 ? 0 : static_cast<double>(bytes); }
+  void give_back(std::size_t bytes) noexcept {
+    balance_ += rate_ == 0 ? 0 : static_cast<double>(bytes);
+  }
   [[nodiscard]] Deadline ready_at(Priority priority, Deadline now) const noexcept;
 
  private:

@@ -80,9 +80,13 @@ bool Peer::transmit(const Frame& frame, const Round& round) {
   return flush(round);
 }
 
+bool Peer::paced_here(const ChannelConfig& config) const noexcept {
+  return config.relay.empty() && !is_near(config, rank);
+}
+
 bool Peer::pump(Listener& acceptor, Pacer& pacer, const ChannelConfig& config,
                 LiveCounters& counters, Deadline now) {
-  const Round round{acceptor, config.relay.empty() ? &pacer : nullptr, config, counters, now};
+  const Round round{acceptor, paced_here(config) ? &pacer : nullptr, config, counters, now};
   more_to_send_ = false;
   if (dialer == nullptr && route.empty()) {
     return true;

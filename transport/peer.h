@@ -66,11 +66,13 @@ class Peer {
   // What one pump works with.
   struct Round {
     Listener& acceptor;
-    Pacer* pacer;  // null: the listener itself paces
+    Pacer* pacer;  // null: this peer is not paced here
     const ChannelConfig& config;
     LiveCounters& counters;
     Deadline now;
   };
+  // Not one of the own site, and not where the hub does it for all.
+  [[nodiscard]] bool paced_here(const ChannelConfig& config) const noexcept;
   bool transmit(const Frame& frame, const Round& round);
   bool flush(const Round& round);
   [[nodiscard]] Frame greeting_frame(const ChannelConfig& config);

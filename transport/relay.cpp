@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "transport/bind.h"
 #include "transport/log.h"
@@ -19,8 +20,8 @@ constexpr int kBatch = 256;
 // stands idle so long.
 constexpr milliseconds kRetry{20};
 
-// Connections of ranks that have not joined yet, and of strangers. Fewer: of many ranks that come at
-// once some are refused for a moment; more: strangers take more memory and descriptors.
+// Connections of ranks that have not joined yet, and of strangers. Fewer: of many ranks that come
+// at once some are refused for a moment; more: strangers take more memory and descriptors.
 constexpr std::size_t kSpareConnections = 256;
 
 // Of each member: one, and its next while the death of the first is not noticed.
@@ -28,6 +29,14 @@ constexpr std::size_t kConnectionsPerRank = 2;
 
 // As in mesh.cpp: when to look who has gone after a connection broke.
 constexpr std::array<milliseconds, 3> kProbes{milliseconds(0), milliseconds(50), milliseconds(500)};
+
+// How long what a member that has gone sent before is waited for while others send without a pause.
+// Shorter: its goodbye is lost on a busy relay; longer: the others hear later that it has gone.
+constexpr milliseconds kLastWords{1'000};
+
+// Connections remembered after their members were removed, for what may still come over them. Fewer:
+// that is logged as a stranger's.
+constexpr std::size_t kMaxFormer = 4096;
 
 // The longest wait, so that `stop` is seen.
 constexpr milliseconds kLongestWait{100};
@@ -72,7 +81,8 @@ void Relay::run(const std::atomic<bool>& stop) {
   while (!stop) {
     items.clear();
     acceptor_->append_poll_items(items, false);
-    const auto wait = std::clamp<Clock::duration>(wake - Clock::now(), milliseconds(0), kLongestWait);
+    const auto wait =
+        std::clamp<Clock::duration>(wake - Clock::now(), milliseconds(0), kLongestWait);
     // A signal may end the wait; `stop` says what it meant.
     ::zmq_poll(items.data(), static_cast<int>(items.size()),
                std::chrono::ceil<milliseconds>(wait).count());
@@ -87,7 +97,6 @@ Deadline Relay::work(Deadline now) {
   while (taken < kBatch && acceptor_->receive(route, body)) {
     ++taken;
     take(route, body);
-    remove_gone();
   }
   if (acceptor_->take_disconnects()) {
     for (std::size_t i = 0; i < kProbes.size(); ++i) {
@@ -100,6 +109,8 @@ Deadline Relay::work(Deadline now) {
     for (auto& [number, group] : groups_) {
       settle(group);
     }
+  }
+  if (taken < kBatch || now - kLastWords > gone_since_) {
     remove_gone();
   }
   count();
@@ -141,14 +152,14 @@ void Relay::take(const std::string& route, const zmq::message_t& body) {
       break;
     case RelayKind::leave:
       if (known != routes_.end()) {
-        gone_.push_back(route);
+        mark_gone(*known->second);
       }
       break;
     case RelayKind::forward:
-      if (known == routes_.end()) {
-        reject("a frame over a connection that has joined no group");
-      } else {
+      if (known != routes_.end()) {
         on_forward(*known->second, *parsed.message);
+      } else if (!former_.contains(route)) {
+        reject("a frame over a connection that has joined no group");
       }
       break;
     default:
@@ -187,8 +198,9 @@ void Relay::on_join(const std::string& route, const RelayMessage& join) {
   Member& self = group.members[member];
   if (returns) {
     routes_.erase(self.route);  // dead, whether ZeroMQ has noticed or not
+    former_.insert(self.route);
   }
-  self = {&group, member, route, false};
+  self = {&group, member, route, false, false};
   routes_[route] = &self;
   log(LogLevel::info, fmt::format("[distro relay] rank {} {} group {:016x}", member,
                                   returns ? "came back to" : "joined", join.group));
@@ -212,13 +224,15 @@ void Relay::on_forward(Member& from, const RelayMessage& forward) {
     const Pair pair{std::min(from.number, to.number), std::max(from.number, to.number)};
     zmq::message_t copy;
     copy.copy(message);
-    if (group.resets.contains(pair)) {
+    if (to.gone || group.resets.contains(pair)) {
       live_.dropped_frames.fetch_add(1, std::memory_order_relaxed);
     } else if (pass(to, copy)) {
       live_.frames.fetch_add(1, std::memory_order_relaxed);
     } else {
       live_.dropped_frames.fetch_add(1, std::memory_order_relaxed);
-      reset(group, from.number, to.number);
+      if (!to.gone) {
+        reset(group, from.number, to.number);
+      }
     }
   };
   if (forward.everyone) {
@@ -246,7 +260,7 @@ SendResult Relay::send(const std::string& route, zmq::message_t& message) {
 }
 
 bool Relay::pass(Member& to, zmq::message_t& message) {
-  if (to.clogged) {
+  if (to.clogged || to.gone) {
     return false;
   }
   switch (send(to.route, message)) {
@@ -257,11 +271,17 @@ bool Relay::pass(Member& to, zmq::message_t& message) {
       retry_at_ = std::min(retry_at_, Clock::now() + kRetry);
       return false;
     case SendResult::gone:
-      to.clogged = true;
-      gone_.push_back(to.route);
+      mark_gone(to);
       return false;
   }
   return false;
+}
+
+void Relay::mark_gone(Member& member) {
+  if (!std::exchange(member.gone, true)) {
+    gone_.push_back(member.route);
+    gone_since_ = std::min(gone_since_, Clock::now());
+  }
 }
 
 void Relay::reset(Group& group, std::uint16_t a, std::uint16_t b) {
@@ -319,6 +339,10 @@ void Relay::remove_gone() {
     Group& group = *known->second->group;
     const std::uint16_t left = known->second->number;
     routes_.erase(known);
+    if (former_.size() >= kMaxFormer) {
+      former_.clear();
+    }
+    former_.insert(route);
     group.members.erase(left);
     log(LogLevel::info,
         fmt::format("[distro relay] rank {} left group {:016x}", left, group.number));
@@ -333,6 +357,7 @@ void Relay::remove_gone() {
       settle(group);  // which may find more that have gone
     }
   }
+  gone_since_ = Deadline::max();
 }
 
 void Relay::probe(Deadline now) {
@@ -348,11 +373,8 @@ void Relay::probe(Deadline now) {
   }
   for (const auto& [route, member] : routes_) {
     auto ping = make_notice(RelayKind::ping);
-    if (!member->clogged) {
-      pass(*member, ping);
-    }
+    pass(*member, ping);
   }
-  remove_gone();
 }
 
 void Relay::count() {

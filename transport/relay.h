@@ -9,6 +9,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 #include <zmq.hpp>
@@ -36,9 +37,9 @@ struct RelayConfig {
 struct RelayCounters {
   std::uint64_t bytes_received = 0;
   std::uint64_t bytes_sent = 0;
-  std::uint64_t frames = 0;            ///< Handed to ranks.
-  std::uint64_t dropped_frames = 0;    ///< For want of space, or of the rank: sent again later.
-  std::uint64_t rejected_frames = 0;   ///< Malformed, or of strangers.
+  std::uint64_t frames = 0;           ///< Handed to ranks.
+  std::uint64_t dropped_frames = 0;   ///< For want of space, or of the rank: sent again later.
+  std::uint64_t rejected_frames = 0;  ///< Malformed, or of strangers.
   std::uint64_t refused_joins = 0;
   std::size_t groups = 0;  ///< Now.
   std::size_t ranks = 0;   ///< Now.
@@ -71,6 +72,7 @@ class Relay {
     std::uint16_t number = 0;
     std::string route;
     bool clogged = false;  // its queue was full: nothing goes to it until there is space
+    bool gone = false;     // what it sent before is still read, then it is removed
   };
 
   // Two members between whom frames were lost, or one of whom has come or gone. Until both know,
@@ -107,6 +109,7 @@ class Relay {
   bool advance(Group& group, const Pair& pair, Reset& reset);
   bool notify(Group& group, std::uint16_t whom, RelayKind kind, std::uint16_t about, bool& due);
   void settle(Group& group);
+  void mark_gone(Member& member);
   void remove_gone();
   void probe(Deadline now);
   void count();
@@ -117,7 +120,9 @@ class Relay {
   std::unique_ptr<Acceptor> acceptor_;
   std::map<std::uint64_t, Group> groups_;  // by number
   std::unordered_map<std::string, Member*> routes_;
-  std::vector<std::string> gone_;  // routes of members to be removed
+  std::vector<std::string> gone_;  // routes of members to be removed, once what they sent is read
+  Deadline gone_since_ = Deadline::max();
+  std::unordered_set<std::string> former_;  // routes of members that were removed lately
   Deadline retry_at_ = Deadline::max();
   std::array<Deadline, 3> probes_{};
 

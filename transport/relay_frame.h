@@ -62,7 +62,8 @@ ParsedRelayMessage parse_relay_message(std::span<const std::byte> bytes);
 
 /// The protocol version of a JOIN that parse_relay_message refuses because of it, so that it can be
 /// answered; empty if the bytes are no JOIN.
-[[nodiscard]] std::optional<std::uint8_t> version_of_join(std::span<const std::byte> bytes) noexcept;
+[[nodiscard]] std::optional<std::uint8_t> version_of_join(
+    std::span<const std::byte> bytes) noexcept;
 
 zmq::message_t make_join(std::uint64_t group, std::uint32_t member);
 zmq::message_t make_leave();

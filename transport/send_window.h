@@ -75,8 +75,8 @@ class SendWindow {
   std::uint64_t next_number_ = 0;  // of the next frame to queue
   std::uint64_t ever_sent_ = 0;    // one past the highest number ever sent
   std::size_t in_flight_ = 0;      // bytes of the frames before cursor_, headers included
-  Deadline progress_at_{};       // last progress while frames are in flight
-  unsigned rewinds_ = 0;         // since the last progress
+  Deadline progress_at_{};         // last progress while frames are in flight
+  unsigned rewinds_ = 0;           // since the last progress
   bool held_ = false;
   Deadline probe_at_{};  // while held: when one new frame may go
 };

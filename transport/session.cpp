@@ -25,7 +25,8 @@ Session::Session(const ChannelConfig& config, std::uint64_t own_session, std::ui
       keepalive_(config.keepalive),
       alike_(!config.relay.empty()),
       window_(send_chunk_bytes(config), config.window_bytes, config.resend_after),
-      reassembly_(config.max_message_bytes, config.window_bytes / kHeaderBytes + 1 + (alike_ ? kMaxSkip : 0)) {}
+      reassembly_(config.max_message_bytes,
+                  config.window_bytes / kHeaderBytes + 1 + (alike_ ? kMaxSkip : 0)) {}
 
 bool Session::connected(const FrameHeader& greeting, Deadline now) noexcept {
   if (!window_.acknowledge(greeting.ack, now)) {

@@ -53,8 +53,9 @@ void set_socket_options(zmq::socket_t& socket, const ChannelConfig& config, bool
   // ZeroMQ never reconnects.
   const bool dials = socket.get(opt::type) == ZMQ_DEALER;
   socket.set(opt::rcvhwm, dials ? 0 : kReceivedFrames);
-  socket.set(opt::maxmsgsize, static_cast<std::int64_t>(config.chunk_bytes + kFrameAllowance +
-                                                       (config.relay.empty() ? 0 : kRelayAllowance)));
+  socket.set(opt::maxmsgsize,
+             static_cast<std::int64_t>(config.chunk_bytes + kFrameAllowance +
+                                       (config.relay.empty() ? 0 : kRelayAllowance)));
   socket.set(opt::heartbeat_ivl, keepalive);
   socket.set(opt::heartbeat_timeout, kMissedHeartbeats * keepalive);
   socket.set(opt::heartbeat_ttl, kMissedHeartbeats * keepalive);

@@ -59,8 +59,7 @@ ZmqChannel::ZmqChannel(const ChannelConfig& config)
   parts.own.pid_start = process.start;
   parts.service = IoService::acquire();
   parts.service->run([&parts] {
-    parts.mesh =
-        std::make_unique<Mesh>(*parts.service, parts.config, parts.own, parts.inbox);
+    parts.mesh = std::make_unique<Mesh>(*parts.service, parts.config, parts.own, parts.inbox);
     parts.own.endpoint = parts.mesh->endpoint();
     parts.service->add(*parts.mesh);
   });
@@ -118,7 +117,7 @@ void ZmqChannel::connect(std::vector<PeerAddress> peers) {
           rank, peer.protocol, config.rank, kProtocolVersion));
     }
     if (rank < config.rank && is_neighbour(config, rank) && config.carrier != Carrier::plugin &&
-        config.relay.empty()) {
+        (config.relay.empty() || is_near(config, rank))) {
       check_endpoint(config, rank, peer.endpoint);
     }
   }
@@ -145,7 +144,7 @@ void ZmqChannel::send(int peer, SharedBytes message) {
                          message = count(peer, std::move(message))] { mesh->send(peer, message); });
 }
 
-void ZmqChannel::multicast(std::span<const int> peers, const SharedBytes& message) {
+std::size_t ZmqChannel::multicast(std::span<const int> peers, const SharedBytes& message) {
   std::vector<Mesh::Letter> letters;
   for (const int peer : peers) {
     try {
@@ -155,9 +154,10 @@ void ZmqChannel::multicast(std::span<const int> peers, const SharedBytes& messag
       continue;  // it has ended normally and needs no more
     }
   }
-  parts_->service->post([mesh = parts_->mesh.get(), letters = std::move(letters)] {
-    mesh->multicast(letters);
-  });
+  const std::size_t count = letters.size();
+  parts_->service->post(
+      [mesh = parts_->mesh.get(), letters = std::move(letters)] { mesh->multicast(letters); });
+  return count;
 }
 
 SharedBytes ZmqChannel::count(int peer, SharedBytes message) {

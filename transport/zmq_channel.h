@@ -27,7 +27,7 @@ class ZmqChannel final : public Channel {
   [[nodiscard]] PeerAddress address() const override { return parts_->own; }
   void connect(std::vector<PeerAddress> peers) override;
   void send(int peer, SharedBytes message) override;
-  void multicast(std::span<const int> peers, const SharedBytes& message) override;
+  std::size_t multicast(std::span<const int> peers, const SharedBytes& message) override;
   Bytes receive(int peer, Deadline deadline) override;
   std::optional<Bytes> try_receive(int peer) override;
   void abort(int culprit, std::string_view reason) override;

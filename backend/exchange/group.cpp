@@ -67,7 +67,7 @@ Group::Group(const Identity& identity, const Options& options, Meeting meeting)
       arena_(threads(options, meeting.local_ranks)),
       timeout_(identity.timeout) {
   if (channel_) {
-    post_.emplace(*channel_, counters_, sites_, identity_.rank);
+    post_.emplace(*channel_, counters_, sites_, identity_.rank, options_.hub);
     mailbox_.emplace(*channel_, counters_, *post_, identity_.rank, identity_.world_size);
   }
 }

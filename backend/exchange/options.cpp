@@ -12,6 +12,7 @@
 
 #include "backend/exchange/sites.h"
 #include "backend/exchange/text.h"
+#include "transport/bind.h"
 
 extern char** environ;  // NOLINT(readability-redundant-declaration): POSIX declares it in no header
 
@@ -24,6 +25,9 @@ using transport::LogLevel;
 // Thrown by a parser; the caller adds the option's name and what is allowed.
 struct BadValue {};
 struct NotAvailableYet {};
+
+// Lower: what keeps the ranks connected would not fit.
+constexpr std::uint64_t kLeastRate = 1000;
 
 // Of a name or value that is no text, in an error text, in bytes.
 constexpr std::size_t kMaxShownValue = 200;
@@ -67,6 +71,19 @@ std::string_view site(std::string_view text) {
     throw BadValue{};
   }
   return text;
+}
+
+bool is_hub(std::string_view text) {
+  static constexpr std::pair<std::string_view, bool> kValues[] = {{"mesh", false}, {"hub", true}};
+  return choice<bool>(text, kValues);
+}
+
+std::string relay(std::string_view text) {
+  std::string endpoint(text);
+  if (!transport::split_endpoint(endpoint)) {
+    throw BadValue{};
+  }
+  return endpoint;
 }
 
 plugins::Transform transform(std::string_view text) {
@@ -182,8 +199,9 @@ const std::vector<Entry>& entries() {
          o.min_elements = number<std::uint64_t>(t, 1, std::uint64_t{1} << 40);
        },
        kOfGradients},
-      {"topology", true, "mesh", later("mesh")},
-      {"relay", true, "nothing", later("")},
+      {"topology", true, "mesh, hub", [](Options& o, std::string_view t) { o.hub = is_hub(t); }},
+      {"relay", true, "the relay's endpoint, tcp://host:port",
+       [](Options& o, std::string_view t) { o.relay = relay(t); }},
       {"bind", true, "an address or interface of this machine",
        [](Options& o, std::string_view t) { o.bind = t; }},
       {"advertise", true, "a host name or address",
@@ -194,7 +212,10 @@ const std::vector<Entry>& entries() {
       {"insecure", true, "0, 1", [](Options& o, std::string_view t) { o.insecure = flag(t); }},
       {"threads", true, "a whole number from 1 to 1024",
        [](Options& o, std::string_view t) { o.threads = number<int>(t, 1, 1024); }},
-      {"rate_limit", true, "nothing", later("")},
+      {"rate_limit", true, "bytes a second, a whole number from 1000 to 10^12",
+       [](Options& o, std::string_view t) {
+         o.rate_limit_bytes = number<std::uint64_t>(t, kLeastRate, 1'000'000'000'000);
+       }},
       {"stats", true, "a path", [](Options& o, std::string_view t) { o.stats_path = t; }},
       {"log", true, "warning, info, debug, error",
        [](Options& o, std::string_view t) { o.log_level = log_level(t); }},
@@ -310,6 +331,21 @@ Options resolve_options(const StringMap& environment, const StringMap& overrides
                     "mode {}. Unset it, or choose another mode.",
                     options.site, name_of(options.mode)));
   }
+  if (options.hub && options.relay.empty()) {
+    throw OptionError(
+        "DISTRO_TOPOLOGY=hub needs DISTRO_RELAY=tcp://host:port, the endpoint of a `torch-distro "
+        "relay` that all ranks can reach.");
+  }
+  if (!options.hub && !options.relay.empty()) {
+    throw OptionError(fmt::format(
+        "DISTRO_RELAY={} is used with DISTRO_TOPOLOGY=hub only. Set that, or unset DISTRO_RELAY.",
+        options.relay));
+  }
+  if (options.hub && options.carrier != Carrier::tcp) {
+    throw OptionError(
+        "DISTRO_TOPOLOGY=hub needs DISTRO_TRANSPORT=tcp: a relay is reached over TCP. Unset one of "
+        "the two.");
+  }
   for (const auto& setting : overrides) {
     check_mode(*std::ranges::find(entries(), setting.first, &Entry::name), options.mode);
   }
@@ -374,6 +410,7 @@ StringMap Options::agreed() const {
           {"transform", transform == plugins::Transform::dct ? "dct" : "none"},
           {"beta", beta ? fmt::format("{}", *beta) : "default"},
           {"reduce_scatter", compress_reduce_scatter ? "compress" : "exact"},
+          {"topology", hub ? "hub" : "mesh"},
           {"transport", carried}};
 }
 

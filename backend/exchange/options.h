@@ -44,6 +44,9 @@ struct Options {
   bool compress_reduce_scatter = false;  ///< ef, demo: reduce-scatters, too, are compressed.
   transport::Carrier carrier = transport::Carrier::tcp;
   std::shared_ptr<const transport::Plugin> plugin;  ///< Carrier::plugin: the loaded library.
+  bool hub = false;                                 ///< Everything goes by the relay.
+  std::string relay;                                ///< hub: its endpoint.
+  std::uint64_t rate_limit_bytes = 0;               ///< A second, for all groups; 0: none.
   std::string bind;                                 ///< Empty: what the store's route shows.
   std::string advertise;
   std::uint16_t first_port = 0;

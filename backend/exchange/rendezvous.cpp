@@ -154,6 +154,10 @@ transport::ChannelConfig channel_config(const Identity& identity, const Options&
                          : options.advertise;
   config.first_port = options.first_port;
   config.last_port = options.last_port;
+  if (options.hub) {
+    config.relay = options.relay;
+  }
+  config.rate_limit_bytes = options.rate_limit_bytes;
   config.insecure = options.insecure;
   config.timeout = identity.timeout;
   return config;
@@ -241,6 +245,7 @@ Meeting meet(BlobStore& store, const Identity& identity, const Options& options)
   auto config = channel_config(identity, options, hellos.front().group, one_host);
   if (meeting.sites.participants() < identity.world_size) {
     config.neighbours = meeting.sites.neighbours(identity.rank);
+    config.near = meeting.sites.others_of_site(identity.rank);
   }
   meeting.bind_address = transport::is_every_address(config.bind_address)
                              ? route(identity, one_host)

@@ -34,14 +34,16 @@ class Options:
         reduce_scatter: ``ef``, ``demo``: ``exact``, or ``compress`` the reduce-scatter of FSDP.
         transport: ``tcp``, ``ipc`` (ranks of one host), ``inproc`` (ranks that are threads), or the
             path of a shared library (docs/transports.md).
-        topology: ``mesh``.
+        topology: ``mesh``, or ``hub``: everything goes by the ``relay``.
+        relay: ``tcp://host:port`` of a ``torch-distro relay``.
+        rate_limit: bytes a second that this rank sends at most.
         bind, advertise, ports: address or interface to bind, address told to peers, port range.
         insecure: allow plain text beyond loopback; for networks you trust only.
         threads: codec threads.
         stats: path of a JSON file of counters, written at exit, one a rank.
         log: ``warning``, ``info``, ``debug``, ``error``.
         isa: ``auto``, ``scalar``, ``avx2``, ``avx512``; for tests.
-        relay, rate_limit, curve_secret_file, curve_peers_file: of later versions; anything
+        curve_secret_file, curve_peers_file: of later versions; anything
             but their default is refused.
     """
 
@@ -52,7 +54,7 @@ class Options:
     share: float | Literal["auto"] | None = None
     value_bits: int | None = None
     transport: str | None = None
-    topology: str | None = None
+    topology: Literal["mesh", "hub"] | None = None
     bind: str | None = None
     advertise: str | None = None
     ports: str | int | None = None

@@ -24,7 +24,8 @@ class RelayThread {
   void start() {
     relay_ = std::make_unique<Relay>(config_);
     endpoint_ = relay_->endpoint();
-    config_.port = static_cast<std::uint16_t>(std::stoi(endpoint_.substr(endpoint_.rfind(':') + 1)));
+    config_.port =
+        static_cast<std::uint16_t>(std::stoi(endpoint_.substr(endpoint_.rfind(':') + 1)));
     stop_ = false;
     thread_ = std::thread([this] { relay_->run(stop_); });
   }
