@@ -197,12 +197,13 @@ TcpPlan plan_tcp(const ChannelConfig& config) {
         "host that has one; set DISTRO_BIND to one of those (`ip addr` lists them)",
         config.rank, wanted));
   }
-  if (!address->loopback && !config.insecure) {
+  if (!address->loopback && !config.keys && !config.insecure) {
     throw ConfigError(
         fmt::format("rank {}: refused to bind to {}: without keys, whoever reaches that address "
                     "can read the training and inject "
-                    "gradients. Set DISTRO_INSECURE=1 if the network is trusted (a private network "
-                    "or a tunnel), or "
+                    "gradients. Give the ranks keys (`torch-distro keygen`, "
+                    "DISTRO_CURVE_SECRET_FILE and DISTRO_CURVE_PEERS_FILE), set DISTRO_INSECURE=1 "
+                    "if the network is trusted (a private network or a tunnel), or "
                     "DISTRO_BIND=127.0.0.1 if all ranks are on this host",
                     config.rank, wanted));
   }
@@ -225,6 +226,18 @@ TcpPlan plan_tcp(const ChannelConfig& config) {
     plan.ports.push_back(static_cast<std::uint16_t>(port));
   }
   return plan;
+}
+
+std::string endpoint_to_dial(const std::string& given, const std::string& published) {
+  constexpr std::size_t kScheme = sizeof("tcp://") - 1;
+  if (given.empty()) {
+    return published;
+  }
+  const auto bracket = given.find(']');
+  const auto colon = given.find(':', bracket == std::string::npos ? kScheme : bracket);
+  return colon == std::string::npos
+             ? given + published.substr(std::min(published.rfind(':'), published.size()))
+             : given;
 }
 
 std::string tcp_endpoint(std::string_view host, std::uint16_t port) {

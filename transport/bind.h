@@ -18,8 +18,8 @@ struct TcpPlan {
   std::vector<std::uint16_t> ports;  ///< To try in this order; 0: any free one.
 };
 
-/// Apply the binding rule: loopback only, unless `insecure`. Throws ConfigError that says what to
-/// do.
+/// Apply the binding rule: loopback only, unless there are keys or `insecure`. Throws ConfigError
+/// that says what to do.
 TcpPlan plan_tcp(const ChannelConfig& config);
 
 /// Whether this is the address that stands for all of a host's ("0.0.0.0", "::"), which peers
@@ -32,6 +32,10 @@ void check_advertised(const ChannelConfig& config);
 
 /// The same for what `peer` has published, before it is dialled. Throws PeerError of the peer.
 void check_endpoint(const ChannelConfig& config, int peer, const std::string& endpoint);
+
+/// Where to dial a peer of which the peers file says `given` ("tcp://host", "tcp://host:port", or
+/// nothing) and the store `published`: a host alone takes the port that was published.
+std::string endpoint_to_dial(const std::string& given, const std::string& published);
 
 std::string tcp_endpoint(std::string_view host, std::uint16_t port);
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "transport/error.h"
+#include "transport/keys.h"
 
 namespace distro::transport {
 
@@ -62,6 +63,8 @@ struct ChannelConfig {
   std::string advertise;                   ///< tcp: host told to peers; empty: bind_address.
   std::uint16_t first_port = 0;            ///< tcp: range of ports to bind; 0: any free port.
   std::uint16_t last_port = 0;
+  /// tcp: encrypt, and take a connection for a rank's if, and only if, it has that rank's key.
+  std::optional<Keys> keys = {};
   bool insecure = false;  ///< Allow plain text beyond loopback (DISTRO_INSECURE=1).
   std::chrono::milliseconds timeout{std::chrono::minutes(30)};  ///< The group's time-out.
   std::size_t chunk_bytes = std::size_t{64} << 10;
@@ -87,6 +90,9 @@ struct ChannelCounters {
   std::uint64_t reconnects = 0;
   std::uint64_t rejected_frames = 0;  ///< Malformed, stale or from strangers.
   std::uint64_t duplicate_frames = 0;
+  /// Connections to this rank that ended before they had brought a frame, and tries to connect from
+  /// here that failed in the carrier's greeting: strangers, wrong keys.
+  std::uint64_t rejected_connections = 0;
 };
 
 /// Whether a rank is one that this one connects to.

@@ -16,6 +16,8 @@
 
 namespace distro::transport {
 
+class ZapHandler;
+
 /// What one channel has the I/O thread do. All members are called by that thread.
 class IoHandler {
  public:
@@ -59,6 +61,8 @@ class IoService {
 
   // The rest: I/O thread only.
   zmq::context_t& context() noexcept;
+  /// Checks the keys of all channels that have some; made when it is first asked for.
+  ZapHandler& zap();
   void add(IoHandler& handler);
   void remove(IoHandler& handler);
 

@@ -26,7 +26,7 @@ namespace distro::transport {
 class Mesh final : public IoHandler {
  public:
   /// Binds. Throws ConfigError.
-  Mesh(zmq::context_t& context, const ChannelConfig& config, const PeerAddress& own, Inbox& inbox);
+  Mesh(IoService& service, const ChannelConfig& config, const PeerAddress& own, Inbox& inbox);
 
   [[nodiscard]] const std::string& endpoint() const noexcept { return acceptor_->endpoint(); }
 
@@ -59,7 +59,8 @@ class Mesh final : public IoHandler {
   bool receive_from_acceptor(Deadline now);  // true: there may be more
   bool receive_from_dialer(Peer& peer, Deadline now);
   std::optional<Frame> parse(const zmq::message_t& body);
-  void on_hello(const std::string& route, const Frame& frame, Deadline now);
+  void on_hello(const std::string& route, const Frame& frame, std::optional<int> authenticated,
+                Deadline now);
   void on_welcome(Peer& peer, const Frame& frame, Deadline now);
   void on_frame(Peer& peer, const Frame& frame, Deadline now);
   void on_abort(Peer& peer, const Frame& frame);
@@ -85,6 +86,7 @@ class Mesh final : public IoHandler {
   [[nodiscard]] bool settled(const Peer& peer, Deadline now) const;
   bool close_if_done(Deadline now);
   void count_carried();
+  void count_rejected(std::uint64_t connections) noexcept;
   void finish();
 
   [[nodiscard]] Peer* find(std::uint32_t rank) noexcept;
