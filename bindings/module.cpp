@@ -63,6 +63,7 @@ py::dict stats(Group& group) {
   result["resent_frames"] = channel.resent_frames;
   result["reconnects"] = channel.reconnects;
   result["rejected_frames"] = channel.rejected_frames;
+  result["rejected_connections"] = channel.rejected_connections;
   result["resyncs"] = counters.resyncs.load();
   result["orphaned_records"] = counters.orphaned_records.load();
   result["reference_checksum"] = counters.reference_checksum.load();
@@ -116,10 +117,11 @@ void load(ModuleSynchroniser& synchroniser, const std::vector<at::Tensor>& refer
 
 std::shared_ptr<Group> join(const c10::intrusive_ptr<c10d::Store>& store, int rank, int world_size,
                             std::chrono::milliseconds timeout, const StringMap& overrides,
-                            const std::vector<std::string>& devices) {
+                            const std::vector<std::string>& devices,
+                            const std::vector<int>& world_ranks) {
   distro::c10d_backend::C10dStore blobs(store, timeout);
-  const distro::exchange::Identity identity{rank, world_size, timeout,
-                                            distro::c10d_backend::route_to(store), devices};
+  const distro::exchange::Identity identity{
+      rank, world_size, timeout, distro::c10d_backend::route_to(store), devices, world_ranks};
   try {
     const auto options =
         distro::exchange::resolve_options(distro::exchange::distro_environment(), overrides);
@@ -195,6 +197,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
             return sites;
           },
           "Ranks by participant: those that act as one.")
+      .def_property_readonly(
+          "has_keys", [](const Group& group) { return group.options().has_keys(); },
+          "The group's channel is encrypted.")
       .def_property_readonly("closed", &Group::closed)
       .def_property_readonly("stats_path",
                              [](const Group& group) { return group.options().stats_path; })
@@ -228,8 +233,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
 
   module.def(
       "join", &join, py::arg("store"), py::arg("rank"), py::arg("world_size"), py::arg("timeout"),
-      py::arg("overrides"), py::arg("devices") = std::vector<std::string>(), release_gil(),
-      "Meet the other ranks in the store. Raises OptionError, torch.distributed.DistBackendError.");
+      py::arg("overrides"), py::arg("devices") = std::vector<std::string>(),
+      py::arg("world_ranks") = std::vector<int>(), release_gil(),
+      "Meet the other ranks in the store. `world_ranks`: ranks in the world by rank of the group; "
+      "empty: the same. Raises OptionError, torch.distributed.DistBackendError.");
 
   py::class_<BackendOptions, c10d::Backend::Options, c10::intrusive_ptr<BackendOptions>>(
       module, "BackendOptions", "What a group was made with, so that one like it can be split off.")

@@ -5,6 +5,7 @@
 #include <sodium.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <charconv>
 #include <cstdint>
@@ -44,7 +45,34 @@ std::uint16_t local_port(int fd) {
 
 }  // namespace
 
-Acceptor::Acceptor(zmq::context_t& context, const ChannelConfig& config)
+Acceptor::Domain::Domain(ZapHandler& zap, const std::string& owner, const ZapUsers& users)
+    : zap_(zap) {
+  // Strangers never learn it; the number tells the channels of this process apart.
+  std::uint64_t number = 0;
+  ::randombytes_buf(&number, sizeof number);
+  name_ = fmt::format("{} ({:016x})", owner, number);
+  zap_.add_domain(name_, users);
+}
+
+Acceptor::Domain::~Domain() { zap_.remove_domain(name_); }
+
+ZapUsers users_who_dial(const ChannelConfig& config) {
+  ZapUsers users;
+  const auto& keys = config.keys->public_by_rank;
+  for (int rank = config.rank + 1; rank < static_cast<int>(keys.size()); ++rank) {
+    const auto& key = keys[static_cast<std::size_t>(rank)];
+    if (is_neighbour(config, rank) && !key.empty()) {
+      users.emplace(key, std::to_string(rank));
+    }
+  }
+  return users;
+}
+
+Acceptor::Acceptor(zmq::context_t& context, const ChannelConfig& config, ZapHandler* zap)
+    : Acceptor(context, config, zap, config.keys ? users_who_dial(config) : ZapUsers{}) {}
+
+Acceptor::Acceptor(zmq::context_t& context, const ChannelConfig& config, ZapHandler* zap,
+                   const ZapUsers& users)
     : context_(context),
       config_(config),
       router_(context, zmq::socket_type::router),
@@ -54,7 +82,15 @@ Acceptor::Acceptor(zmq::context_t& context, const ChannelConfig& config)
   set_socket_options(router_, config, ipv6);
   router_.set(zmq::sockopt::router_mandatory, true);
   if (config.carrier != Carrier::inproc) {
-    monitor_.emplace(context, router_, ZMQ_EVENT_ACCEPTED | ZMQ_EVENT_DISCONNECTED);
+    monitor_.emplace(context, router_,
+                     ZMQ_EVENT_ACCEPTED | ZMQ_EVENT_DISCONNECTED | kHandshakeFailed);
+  }
+  if (config.keys) {
+    if (zap == nullptr) {
+      throw ConfigError("a channel with keys needs a handler that checks them");
+    }
+    domain_.emplace(*zap, name_of(config), users);
+    secure_server(router_, config.keys->own, domain_->name());
   }
   bind(config);
 }
@@ -64,8 +100,8 @@ Acceptor::~Acceptor() {
   close_lingering(router_, kLinger);
 }
 
-std::unique_ptr<Link> Acceptor::dial(int /*peer*/, const std::string& endpoint) {
-  return std::make_unique<Dialer>(context_, config_, endpoint);
+std::unique_ptr<Link> Acceptor::dial(int peer, const std::string& endpoint) {
+  return std::make_unique<Dialer>(context_, config_, peer, endpoint);
 }
 
 void Acceptor::bind(const ChannelConfig& config) {
@@ -115,18 +151,36 @@ void Acceptor::bind_tcp(const ChannelConfig& config) {
 
 void Acceptor::append_poll_items(std::vector<zmq::pollitem_t>& items, bool watch_space) {
   items.push_back({router_.handle(), 0, ZMQ_POLLIN, 0});
-  if (monitor_) {
-    items.push_back({monitor_->handle(), 0, ZMQ_POLLIN, 0});
-  }
+  append_event_items(items);
   if (watch_space) {
     // Readable while ZeroMQ has a command for the socket, among them "this pipe has space again".
     items.push_back({nullptr, router_.get(zmq::sockopt::fd), ZMQ_POLLIN, 0});
   }
 }
 
+void Acceptor::append_event_items(std::vector<zmq::pollitem_t>& items) {
+  if (monitor_) {
+    items.push_back({monitor_->handle(), 0, ZMQ_POLLIN, 0});
+  }
+}
+
+std::optional<int> Acceptor::authenticated(const zmq::message_t& body) const {
+  if (!domain_) {
+    return std::nullopt;
+  }
+  const std::string user = user_of(body);
+  int rank = -1;
+  std::from_chars(user.data(), user.data() + user.size(), rank);
+  return rank;
+}
+
 bool Acceptor::receive(std::string& route, zmq::message_t& body) {
+  if (!std::exchange(events_read_, true)) {
+    read_events();
+  }
   zmq::message_t id;
   if (!router_.recv(id, zmq::recv_flags::dontwait)) {
+    events_read_ = false;
     return false;
   }
   route.assign(id.data<char>(), id.size());
@@ -134,6 +188,7 @@ bool Acceptor::receive(std::string& route, zmq::message_t& body) {
   if (!id.more() || !router_.recv(body, zmq::recv_flags::dontwait)) {
     return true;
   }
+  prove(::zmq_msg_get(body.handle(), ZMQ_SRCFD));
   if (body.more()) {
     zmq::message_t rest;
     do {
@@ -161,35 +216,101 @@ SendResult Acceptor::send(const std::string& route, zmq::message_t& body) {
 }
 
 void Acceptor::on_accepted(int fd) {
-  connections_.insert(fd);
+  connections_[fd] = Connection{++accepted_};
+  if (connections_.size() <= connection_limit_ || port_ == 0) {
+    return;
+  }
+  // Ended is the oldest that has not said anything, so that strangers who say nothing cannot keep
+  // peers out; if all have, the new one.
+  const auto older = [](const auto& a, const auto& b) {
+    const auto rank = [](const Connection& c) { return std::pair(c.proven, c.number); };
+    return !a.second.ended && (b.second.ended || rank(a.second) < rank(b.second));
+  };
+  auto victim = std::ranges::min_element(connections_, older);
+  if (victim->second.proven) {
+    victim = connections_.find(fd);
+  }
   // ZeroMQ cannot end one connection of a ROUTER, but it notices the end of the stream. By now the
   // descriptor may be another's, so only one of our own port is touched: at worst a peer dials
   // anew.
-  if (connections_.size() > connection_limit_ && port_ != 0 && local_port(fd) == port_) {
-    ::shutdown(fd, SHUT_RDWR);
-    log_once(LogLevel::warning, "connections/" + endpoint_,
-             fmt::format("[distro {}] {} connections to {}, more than its ranks can need: "
-                         "strangers reach this port. Further ones are ended (logged once)",
-                         name_of(config_), connections_.size(), endpoint_));
+  victim->second.ended = true;
+  if (local_port(victim->first) == port_) {
+    ::shutdown(victim->first, SHUT_RDWR);
+  }
+  log_once(LogLevel::warning, "connections/" + endpoint_,
+           fmt::format("[distro {}] {} connections to {}, more than its ranks can need: strangers "
+                       "reach this port. Those that say nothing are ended (logged once)",
+                       name_of(config_), connections_.size(), endpoint_));
+}
+
+void Acceptor::on_disconnected(int fd) {
+  disconnected_ = true;
+  const auto connection = connections_.find(fd);
+  if (connection == connections_.end()) {
+    return;
+  }
+  if (!connection->second.proven) {
+    ++rejected_;
+    ++newly_rejected_;
+  }
+  connections_.erase(connection);
+}
+
+void Acceptor::on_handshake_failed(const SocketMonitor::Event& event) {
+  why_rejected_ = handshake_error(event, domain_.has_value());
+  // Without keys an end of a connection says nothing of who it was.
+  const bool broken = event.kind == ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL && !domain_;
+  log_once(broken ? LogLevel::debug : LogLevel::warning,
+           fmt::format("handshake/{}/{}", endpoint_, why_rejected_),
+           fmt::format("[distro {}] refused a connection to {}: {} (logged once; "
+                       "rejected_connections counts them)",
+                       name_of(config_), endpoint_, why_rejected_));
+}
+
+std::string Acceptor::refusal() const {
+  if (!domain_ || rejected_ == 0) {
+    return "";
+  }
+  return fmt::format(
+      "{} connections to {} were refused meanwhile{}. If they were that rank's: compare its key "
+      "with its line in the peers files of both",
+      rejected_, endpoint_, why_rejected_.empty() ? "" : ", the last because " + why_rejected_);
+}
+
+// What happened to a connection before it brought a frame is told before that frame comes, so that
+// a descriptor always means the right one.
+void Acceptor::prove(int fd) {
+  auto connection = connections_.find(fd);
+  if (connection == connections_.end()) {
+    read_events();
+    connection = connections_.find(fd);
+  }
+  if (connection != connections_.end()) {
+    connection->second.proven = true;
   }
 }
 
-bool Acceptor::take_disconnects() {
-  bool any = false;
+void Acceptor::read_events() {
   while (monitor_) {
     const auto event = monitor_->next();
     if (!event) {
-      break;
+      return;
     }
     const int fd = static_cast<int>(event->value);
     if (event->kind == ZMQ_EVENT_ACCEPTED) {
       on_accepted(fd);
+    } else if (event->kind == ZMQ_EVENT_DISCONNECTED) {
+      on_disconnected(fd);
     } else {
-      connections_.erase(fd);
-      any = true;
+      on_handshake_failed(*event);
     }
   }
-  return any;
+}
+
+bool Acceptor::take_disconnects() {
+  read_events();
+  events_read_ = false;
+  return std::exchange(disconnected_, false);
 }
 
 }  // namespace distro::transport

@@ -215,13 +215,20 @@ void check_relay(const ChannelConfig& config) {
   if (const auto error = host_error(parts->host); !error.empty()) {
     refuse(error);
   }
+  if (config.keys && config.keys->relay_public_key.empty()) {
+    throw ConfigError(
+        fmt::format("rank {}: the peers file has no line for the relay: add `relay <its public "
+                    "key>`, in the file of every rank",
+                    config.rank));
+  }
   const auto address = parse_ip(parts->host);
   const bool loopback = parts->host == "localhost" || (address && address->loopback);
-  if (!loopback && !config.insecure) {
+  if (!loopback && !config.keys && !config.insecure) {
     throw ConfigError(
         fmt::format("rank {}: refused to use the relay {}: without keys, whoever is on the way can "
-                    "read the training and inject gradients. Set DISTRO_INSECURE=1 if the network "
-                    "is trusted (a private network or a tunnel)",
+                    "read the training and inject gradients. Give the ranks and the relay keys "
+                    "(`torch-distro keygen`), or set DISTRO_INSECURE=1 if the network is trusted "
+                    "(a private network or a tunnel)",
                     config.rank, config.relay));
   }
 }
@@ -254,12 +261,13 @@ bool is_open(const ChannelConfig& config) { return !address_to_bind(config).loop
 TcpPlan plan_tcp(const ChannelConfig& config) {
   const std::string& wanted = config.bind_address;
   const Address address = address_to_bind(config);
-  if (!address.loopback && !config.insecure) {
+  if (!address.loopback && !config.keys && !config.insecure) {
     throw ConfigError(
         fmt::format("rank {}: refused to bind to {}: without keys, whoever reaches that address "
                     "can read the training and inject "
-                    "gradients. Set DISTRO_INSECURE=1 if the network is trusted (a private network "
-                    "or a tunnel), or "
+                    "gradients. Give the ranks keys (`torch-distro keygen`, "
+                    "DISTRO_CURVE_SECRET_FILE and DISTRO_CURVE_PEERS_FILE), set DISTRO_INSECURE=1 "
+                    "if the network is trusted (a private network or a tunnel), or "
                     "DISTRO_BIND=127.0.0.1 if all ranks are on this host",
                     config.rank, wanted));
   }
@@ -280,6 +288,18 @@ TcpPlan plan_tcp(const ChannelConfig& config) {
     plan.ports.push_back(static_cast<std::uint16_t>(port));
   }
   return plan;
+}
+
+std::string endpoint_to_dial(const std::string& given, const std::string& published) {
+  constexpr std::size_t kScheme = sizeof("tcp://") - 1;
+  if (given.empty()) {
+    return published;
+  }
+  const auto bracket = given.find(']');
+  const auto colon = given.find(':', bracket == std::string::npos ? kScheme : bracket);
+  return colon == std::string::npos
+             ? given + published.substr(std::min(published.rfind(':'), published.size()))
+             : given;
 }
 
 std::string tcp_endpoint(std::string_view host, std::uint16_t port) {

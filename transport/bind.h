@@ -27,8 +27,8 @@ struct Endpoint {
 /// Of "tcp://host:port"; empty if it is none. `any_port`: the port may be 0.
 std::optional<Endpoint> split_endpoint(const std::string& text, bool any_port = false);
 
-/// Apply the binding rule: loopback only, unless `insecure`. Throws ConfigError that says what to
-/// do.
+/// Apply the binding rule: loopback only, unless there are keys or `insecure`. Throws ConfigError
+/// that says what to do.
 TcpPlan plan_tcp(const ChannelConfig& config);
 
 /// "rank 2", or "the relay": who binds, in error texts.
@@ -51,6 +51,10 @@ void check_relay(const ChannelConfig& config);
 
 /// The same for what `peer` has published, before it is dialled. Throws PeerError of the peer.
 void check_endpoint(const ChannelConfig& config, int peer, const std::string& endpoint);
+
+/// Where to dial a peer of which the peers file says `given` ("tcp://host", "tcp://host:port", or
+/// nothing) and the store `published`: a host alone takes the port that was published.
+std::string endpoint_to_dial(const std::string& given, const std::string& published);
 
 std::string tcp_endpoint(std::string_view host, std::uint16_t port);
 

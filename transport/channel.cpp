@@ -66,6 +66,20 @@ std::unique_ptr<Channel> open_channel(const ChannelConfig& config) {
     throw ConfigError(fmt::format("rank {}: a group of {} ranks, and a relay serves at most {}",
                                   config.rank, config.world_size, kMaxGroup));
   }
+  if (config.keys) {
+    if (config.carrier != Carrier::tcp) {
+      throw ConfigError(fmt::format(
+          "rank {}: keys belong to the carrier tcp; others do not leave the host, or protect "
+          "themselves",
+          config.rank));
+    }
+    const auto ranks = static_cast<std::size_t>(config.world_size);
+    if (config.keys->public_by_rank.size() != ranks ||
+        (!config.keys->endpoint_by_rank.empty() && config.keys->endpoint_by_rank.size() != ranks)) {
+      throw ConfigError(fmt::format("rank {}: keys of {} ranks in a group of {}", config.rank,
+                                    config.keys->public_by_rank.size(), ranks));
+    }
+  }
   check_advertised(config);
   return std::make_unique<ZmqChannel>(config);
 }

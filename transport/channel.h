@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "transport/error.h"
+#include "transport/keys.h"
 
 namespace distro::transport {
 
@@ -85,6 +86,8 @@ struct ChannelConfig {
   /// Frames that the carrier queues for one connection. Fewer: the I/O thread wakes for each chunk;
   /// more: acknowledgements and aborts wait behind more data on a slow link.
   int queue_frames = 16;
+  /// tcp: encrypt, and take a connection for a rank's if, and only if, it has that rank's key.
+  std::optional<Keys> keys = {};
   bool insecure = false;  ///< Allow plain text beyond loopback (DISTRO_INSECURE=1).
   std::chrono::milliseconds timeout{std::chrono::minutes(30)};  ///< The group's time-out.
   std::size_t chunk_bytes = std::size_t{64} << 10;
@@ -110,6 +113,9 @@ struct ChannelCounters {
   std::uint64_t reconnects = 0;
   std::uint64_t rejected_frames = 0;  ///< Malformed, stale or from strangers.
   std::uint64_t duplicate_frames = 0;
+  /// Connections to this rank that ended before they had brought a frame, and tries to connect from
+  /// here that failed in the carrier's greeting: strangers, wrong keys.
+  std::uint64_t rejected_connections = 0;
 };
 
 /// Largest chunk that this rank sends: a paced one must not hold up what else uses the line.

@@ -135,7 +135,7 @@ int HubListener::rank_of_member(std::uint32_t member) const {
 
 void HubListener::connect(const std::vector<PeerAddress>& /*addresses*/) {
   away_since_ = Clock::now();
-  dialer_.emplace(context_, config_, config_.relay);
+  dialer_.emplace(context_, config_, Dialer::kRelay, config_.relay);
 }
 
 std::unique_ptr<Link> HubListener::dial(int peer, const std::string& /*endpoint*/) {
@@ -371,6 +371,9 @@ std::string HubListener::trouble(int /*peer*/, Deadline now) const {
     return "";
   }
   const double seconds = std::chrono::duration<double>(now - away_since_).count();
+  if (const std::string handshake = dialer_ ? dialer_->refusal() : ""; !handshake.empty()) {
+    return handshake;
+  }
   return refusal_.empty()
              ? fmt::format(
                    "the relay {} has not been reached for {:.1f} s: see whether it runs, "

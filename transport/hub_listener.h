@@ -39,6 +39,7 @@ class HubListener final : public Listener {
   Deadline flush(Deadline now) override;
   [[nodiscard]] bool flushed() const noexcept override { return outgoing_.empty(); }
   [[nodiscard]] std::optional<Carried> carried() override { return carried_; }
+  std::uint64_t take_rejected() override { return dialer_ ? dialer_->take_rejected() : 0; }
   [[nodiscard]] std::string trouble(int peer, Deadline now) const override;
 
  private:

@@ -50,6 +50,7 @@ ChannelCounters LiveCounters::read() const noexcept {
   counters.reconnects = reconnects.load(std::memory_order_relaxed);
   counters.rejected_frames = rejected_frames.load(std::memory_order_relaxed);
   counters.duplicate_frames = duplicate_frames.load(std::memory_order_relaxed);
+  counters.rejected_connections = rejected_connections.load(std::memory_order_relaxed);
   return counters;
 }
 

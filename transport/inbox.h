@@ -33,6 +33,7 @@ struct LiveCounters {
   std::atomic<std::uint64_t> reconnects{0};
   std::atomic<std::uint64_t> rejected_frames{0};
   std::atomic<std::uint64_t> duplicate_frames{0};
+  std::atomic<std::uint64_t> rejected_connections{0};
   // A carrier that counts by itself knows more than the sizes of frames: its numbers take the place
   // of socket_bytes.
   std::atomic<std::uint64_t> carried_sent{0};

@@ -17,6 +17,8 @@
 
 namespace distro::transport {
 
+class ZapHandler;
+
 /// What one channel has the I/O thread do. All members are called by that thread.
 class IoHandler {
  public:
@@ -62,6 +64,8 @@ class IoService {
   zmq::context_t& context() noexcept;
   /// The process's one.
   Pacer& pacer() noexcept;
+  /// Checks the keys of all channels that have some; made when it is first asked for.
+  ZapHandler& zap();
   void add(IoHandler& handler);
   void remove(IoHandler& handler);
 

@@ -49,6 +49,11 @@ class Link {
   /// The peer has said goodbye.
   virtual void linger_briefly() noexcept {}
 
+  /// Tries that failed in the carrier's greeting since the last call, and why the last one did;
+  /// empty: none has, or a later one came through.
+  virtual std::uint64_t take_rejected() { return 0; }
+  [[nodiscard]] virtual std::string refusal() const { return ""; }
+
   /// Do what is due, such as dialling.
   virtual void work(Deadline now) = 0;
   [[nodiscard]] virtual Deadline next_timer() const noexcept = 0;
@@ -85,6 +90,20 @@ class Listener {
   /// can choose and no later connection has. As Link::receive.
   virtual bool receive(std::string& route, zmq::message_t& body) = 0;
   virtual SendResult send(const std::string& route, zmq::message_t& body) = 0;
+
+  /// Whose key the connection has over which this frame came (-1: nobody's); empty: this carrier
+  /// has no keys.
+  [[nodiscard]] virtual std::optional<int> authenticated(const zmq::message_t& /*body*/) const {
+    return std::nullopt;
+  }
+
+  /// Connections that ended before they had brought a frame, since the last call; and how many of
+  /// them there were at all with why the last did, as text; empty: none.
+  virtual std::uint64_t take_rejected() { return 0; }
+  [[nodiscard]] virtual std::string refusal() const { return ""; }
+
+  /// Connections may be watched before connect(), so that what strangers do is not kept.
+  virtual void append_event_items(std::vector<zmq::pollitem_t>& /*items*/) {}
 
   /// Whether some connection broke since the last call.
   virtual bool take_disconnects() = 0;

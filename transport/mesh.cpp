@@ -37,15 +37,16 @@ std::unique_ptr<Listener> listen(IoService& service, const ChannelConfig& config
   if (config.carrier == Carrier::plugin) {
     return std::make_unique<PluginListener>(config);
   }
+  ZapHandler* const zap = config.keys ? &service.zap() : nullptr;
   if (!config.relay.empty()) {
     auto hub = std::make_unique<HubListener>(service.context(), config, service.pacer());
     if (config.near.empty()) {
       return hub;
     }
     return std::make_unique<SplitListener>(
-        config, std::make_unique<Acceptor>(service.context(), config), std::move(hub));
+        config, std::make_unique<Acceptor>(service.context(), config, zap), std::move(hub));
   }
-  return std::make_unique<Acceptor>(service.context(), config);
+  return std::make_unique<Acceptor>(service.context(), config, zap);
 }
 
 }  // namespace
@@ -142,8 +143,12 @@ void Mesh::tell_lost(int culprit, std::string_view reason) {
 }
 
 void Mesh::append_poll_items(std::vector<zmq::pollitem_t>& items) {
-  // Before connect nobody can be recognised: HELLOs wait in ZeroMQ's queues.
-  if (done_ || peers_.empty()) {
+  if (done_) {
+    return;
+  }
+  if (peers_.empty()) {
+    // Before connect nobody can be recognised: HELLOs wait in ZeroMQ's queues.
+    acceptor_->append_event_items(items);
     return;
   }
   const std::size_t begin = items.size();
@@ -165,7 +170,9 @@ Deadline Mesh::work(Deadline now, std::span<const zmq::pollitem_t> items) {
   }
   if (!items.empty()) {
     // Frames before events: what a peer sent before its connection broke counts.
-    receive_from_acceptor(now);
+    if (!peers_.empty()) {
+      receive_from_acceptor(now);
+    }
     if (acceptor_->take_disconnects()) {
       for (std::size_t i = 0; i < kProbes.size(); ++i) {
         probes_[i] = now + kProbes[i];
@@ -188,6 +195,9 @@ Deadline Mesh::work(Deadline now, std::span<const zmq::pollitem_t> items) {
       peer->dialer->work(now);
       on_dialer_changes(*peer, now);
     }
+    if (peer->dialer != nullptr) {
+      count_rejected(peer->dialer->take_rejected());
+    }
   }
   while (const auto lost = acceptor_->take_lost()) {
     if (Peer* peer = find(static_cast<std::uint32_t>(lost->peer))) {
@@ -197,6 +207,7 @@ Deadline Mesh::work(Deadline now, std::span<const zmq::pollitem_t> items) {
   probe(now);
   watch(now);
   count_carried();
+  count_rejected(acceptor_->take_rejected());
   Deadline wake = std::min(watch_at_, *std::min_element(probes_.begin(), probes_.end()));
   acceptor_->flush(now);
   bool blocked = false;
@@ -368,6 +379,10 @@ void Mesh::count_carried() {
     inbox_.counters.carried_received.store(carried->bytes_received, std::memory_order_relaxed);
     inbox_.counters.carrier_counts.store(true, std::memory_order_release);
   }
+}
+
+void Mesh::count_rejected(std::uint64_t connections) noexcept {
+  inbox_.counters.rejected_connections.fetch_add(connections, std::memory_order_relaxed);
 }
 
 void Mesh::finish() {

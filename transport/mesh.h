@@ -65,7 +65,8 @@ class Mesh final : public IoHandler {
   bool receive_from_acceptor(Deadline now);  // true: there may be more
   bool receive_from_dialer(Peer& peer, Deadline now);
   std::optional<Frame> parse(const zmq::message_t& body);
-  void on_hello(const std::string& route, const Frame& frame, Deadline now);
+  void on_hello(const std::string& route, const Frame& frame, std::optional<int> authenticated,
+                Deadline now);
   void on_welcome(Peer& peer, const Frame& frame, Deadline now);
   void on_frame(Peer& peer, const Frame& frame, Deadline now);
   void on_abort(Peer& peer, const Frame& frame);
@@ -91,6 +92,7 @@ class Mesh final : public IoHandler {
   [[nodiscard]] bool settled(const Peer& peer, Deadline now) const;
   bool close_if_done(Deadline now);
   void count_carried();
+  void count_rejected(std::uint64_t connections) noexcept;
   void finish();
 
   [[nodiscard]] Peer* find(std::uint32_t rank) noexcept;

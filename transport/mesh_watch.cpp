@@ -44,6 +44,13 @@ std::string Mesh::death_of(const Peer& peer, Deadline now) const {
       return fmt::format("rank {} was out of reach for {:.1f} s, the group's timeout: {}",
                          peer.rank, seconds, trouble);
     }
+    const std::string refusal =
+        peer.dialer != nullptr ? peer.dialer->refusal() : acceptor_->refusal();
+    if (!refusal.empty()) {
+      return fmt::format("rank {} {} within {:.1f} s, the group's timeout: {}", peer.rank,
+                         peer.ever_up ? "did not come back" : "could not be connected", seconds,
+                         refusal);
+    }
     return peer.ever_up ? fmt::format(
                               "rank {} stayed disconnected for {:.1f} s, the group's timeout: its "
                               "host or its "

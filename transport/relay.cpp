@@ -34,8 +34,8 @@ constexpr std::array<milliseconds, 3> kProbes{milliseconds(0), milliseconds(50),
 // Shorter: its goodbye is lost on a busy relay; longer: the others hear later that it has gone.
 constexpr milliseconds kLastWords{1'000};
 
-// Connections remembered after their members were removed, for what may still come over them. Fewer:
-// that is logged as a stranger's.
+// Connections remembered after their members were removed, for what may still come over them.
+// Fewer: that is logged as a stranger's.
 constexpr std::size_t kMaxFormer = 4096;
 
 // The longest wait, so that `stop` is seen.
@@ -52,15 +52,43 @@ ChannelConfig socket_config(const RelayConfig& config) {
   result.keepalive = config.keepalive;
   result.queue_frames = config.queue_frames;
   result.chunk_bytes = config.chunk_bytes + kRelayAllowance;
-  if (!config.insecure && is_open(result)) {
+  if (!config.runs.empty()) {
+    result.keys = config.runs.front();  // the relay's own pair; who may come is the users' affair
+  } else if (!config.insecure && is_open(result)) {
     throw ConfigError(
         fmt::format("the relay was refused to bind to {}: without keys, whoever reaches that "
-                    "address can read the training and inject gradients. Give --insecure if the "
-                    "network is trusted (a private network or a tunnel)",
+                    "address can read the training and inject gradients. Give --secret and --peers "
+                    "(`torch-distro keygen --relay` makes them), or --insecure if the network is "
+                    "trusted (a private network or a tunnel)",
                     config.bind_address));
   }
   result.insecure = true;
   return result;
+}
+
+// A user of ZeroMQ's authentication: the run, and the rank in it.
+constexpr int kRanksOfARun = 65536;
+static_assert(kMaxMember < kRanksOfARun);
+
+ZapUsers users_of(const std::vector<Keys>& runs) {
+  ZapUsers users;
+  for (std::size_t run = 0; run < runs.size(); ++run) {
+    const auto& keys = runs[run].public_by_rank;
+    if (keys.size() > kMaxMember + 1) {
+      throw ConfigError(fmt::format(
+          "the relay: a peers file with a rank above {}, the most there can be", kMaxMember));
+    }
+    for (std::size_t rank = 0; rank < keys.size(); ++rank) {
+      if (!keys[rank].empty() &&
+          !users.emplace(keys[rank], std::to_string(run * kRanksOfARun + rank)).second) {
+        throw ConfigError(
+            fmt::format("the relay: the key {} is in the peers files of two runs: make keys for "
+                        "each run of their own",
+                        keys[rank]));
+      }
+    }
+  }
+  return users;
 }
 
 }  // namespace
@@ -68,7 +96,9 @@ ChannelConfig socket_config(const RelayConfig& config) {
 Relay::Relay(const RelayConfig& config)
     : config_(config),
       socket_config_(socket_config(config)),
-      acceptor_(std::make_unique<Acceptor>(context_, socket_config_)) {
+      zap_(config.runs.empty() ? std::nullopt : std::optional<ZapHandler>(std::in_place, context_)),
+      acceptor_(std::make_unique<Acceptor>(context_, socket_config_, zap_ ? &*zap_ : nullptr,
+                                           users_of(config.runs))) {
   probes_.fill(Deadline::max());
   acceptor_->limit_connections(kSpareConnections);
 }
@@ -81,6 +111,9 @@ void Relay::run(const std::atomic<bool>& stop) {
   while (!stop) {
     items.clear();
     acceptor_->append_poll_items(items, false);
+    if (zap_) {
+      zap_->append_poll_items(items);
+    }
     const auto wait =
         std::clamp<Clock::duration>(wake - Clock::now(), milliseconds(0), kLongestWait);
     // A signal may end the wait; `stop` says what it meant.
@@ -91,6 +124,9 @@ void Relay::run(const std::atomic<bool>& stop) {
 }
 
 Deadline Relay::work(Deadline now) {
+  if (zap_) {
+    zap_->work(now, {});
+  }
   std::string route;
   zmq::message_t body;
   int taken = 0;
@@ -113,6 +149,7 @@ Deadline Relay::work(Deadline now) {
   if (taken < kBatch || now - kLastWords > gone_since_) {
     remove_gone();
   }
+  live_.rejected_connections.fetch_add(acceptor_->take_rejected(), std::memory_order_relaxed);
   count();
   return taken == kBatch ? now
                          : std::min(retry_at_, *std::min_element(probes_.begin(), probes_.end()));
@@ -148,7 +185,7 @@ void Relay::take(const std::string& route, const zmq::message_t& body) {
   const auto known = routes_.find(route);
   switch (parsed.message->kind) {
     case RelayKind::join:
-      on_join(route, *parsed.message);
+      on_join(route, *parsed.message, acceptor_->authenticated(body));
       break;
     case RelayKind::leave:
       if (known != routes_.end()) {
@@ -168,10 +205,16 @@ void Relay::take(const std::string& route, const zmq::message_t& body) {
   }
 }
 
-void Relay::on_join(const std::string& route, const RelayMessage& join) {
+void Relay::on_join(const std::string& route, const RelayMessage& join, std::optional<int> user) {
   const auto member = static_cast<std::uint16_t>(join.member);
+  const GroupName name{user ? *user / kRanksOfARun : 0, join.group};
+  if (user && *user % kRanksOfARun != member) {
+    refuse(route, fmt::format("it joins as rank {} with the key of rank {}", member,
+                              *user % kRanksOfARun));
+    return;
+  }
   if (const auto known = routes_.find(route); known != routes_.end()) {
-    if (known->second->number != member || known->second->group->number != join.group) {
+    if (known->second->number != member || known->second->group->name != name) {
       refuse(route, "this connection has joined as another rank already");
       return;
     }
@@ -179,7 +222,7 @@ void Relay::on_join(const std::string& route, const RelayMessage& join) {
     pass(*known->second, again);
     return;
   }
-  const auto found = groups_.find(join.group);
+  const auto found = groups_.find(name);
   const bool returns = found != groups_.end() && found->second.members.contains(member);
   if (!returns && routes_.size() >= config_.max_ranks) {
     refuse(route, fmt::format("the relay serves at most {} ranks", config_.max_ranks));
@@ -193,8 +236,8 @@ void Relay::on_join(const std::string& route, const RelayMessage& join) {
   if (send(route, joined) != SendResult::sent) {
     return;
   }
-  Group& group = groups_[join.group];
-  group.number = join.group;
+  Group& group = groups_[name];
+  group.name = name;
   Member& self = group.members[member];
   if (returns) {
     routes_.erase(self.route);  // dead, whether ZeroMQ has noticed or not
@@ -345,14 +388,14 @@ void Relay::remove_gone() {
     former_.insert(route);
     group.members.erase(left);
     log(LogLevel::info,
-        fmt::format("[distro relay] rank {} left group {:016x}", left, group.number));
+        fmt::format("[distro relay] rank {} left group {:016x}", left, group.name.number));
     for (auto& [number, other] : group.members) {
       Reset& news = group.resets[{std::min(number, left), std::max(number, left)}];
       (number < left ? news.low : news.high) = {true, false};
       (number < left ? news.high : news.low) = {};
     }
     if (group.members.empty()) {
-      groups_.erase(group.number);
+      groups_.erase(GroupName(group.name));
     } else {
       settle(group);  // which may find more that have gone
     }
@@ -391,6 +434,7 @@ RelayCounters Relay::counters() const noexcept {
   counters.dropped_frames = live_.dropped_frames.load(std::memory_order_relaxed);
   counters.rejected_frames = live_.rejected_frames.load(std::memory_order_relaxed);
   counters.refused_joins = live_.refused_joins.load(std::memory_order_relaxed);
+  counters.rejected_connections = live_.rejected_connections.load(std::memory_order_relaxed);
   counters.groups = live_.groups.load(std::memory_order_relaxed);
   counters.ranks = live_.ranks.load(std::memory_order_relaxed);
   return counters;

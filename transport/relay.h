@@ -2,10 +2,12 @@
 
 #include <array>
 #include <atomic>
+#include <compare>
 #include <cstddef>
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -16,7 +18,9 @@
 
 #include "transport/acceptor.h"
 #include "transport/channel.h"
+#include "transport/keys.h"
 #include "transport/relay_frame.h"
+#include "transport/zap.h"
 
 namespace distro::transport {
 
@@ -25,6 +29,9 @@ struct RelayConfig {
   std::string bind_address = "127.0.0.1";  ///< Address or interface to bind.
   std::uint16_t port = 0;                  ///< 0: any free port.
   bool insecure = false;                   ///< Allow plain text beyond loopback.
+  /// With keys: of each run that it serves (load_relay_keys), all with the relay's own pair. A rank
+  /// joins groups of the run that its key belongs to, in its own name. Empty: no keys.
+  std::vector<Keys> runs = {};
   /// Frames that wait for one rank at most (each up to a chunk, shared where several wait for the
   /// same): above it they are dropped, and sent again by their senders.
   int queue_frames = 512;
@@ -41,8 +48,9 @@ struct RelayCounters {
   std::uint64_t dropped_frames = 0;   ///< For want of space, or of the rank: sent again later.
   std::uint64_t rejected_frames = 0;  ///< Malformed, or of strangers.
   std::uint64_t refused_joins = 0;
-  std::size_t groups = 0;  ///< Now.
-  std::size_t ranks = 0;   ///< Now.
+  std::uint64_t rejected_connections = 0;  ///< Ended before they had brought a frame.
+  std::size_t groups = 0;                  ///< Now.
+  std::size_t ranks = 0;                   ///< Now.
 };
 
 /// Passes frames on between the ranks of groups, each of which dials it: a frame comes once and
@@ -88,15 +96,22 @@ class Relay {
   };
   using Pair = std::pair<std::uint16_t, std::uint16_t>;  // ascending
 
-  struct Group {
+  // Runs know nothing of each other, whatever numbers their groups draw.
+  struct GroupName {
+    int run = 0;
     std::uint64_t number = 0;
+    auto operator<=>(const GroupName&) const = default;
+  };
+
+  struct Group {
+    GroupName name;
     std::map<std::uint16_t, Member> members;
     std::map<Pair, Reset> resets;
   };
 
   Deadline work(Deadline now);
   void take(const std::string& route, const zmq::message_t& body);
-  void on_join(const std::string& route, const RelayMessage& join);
+  void on_join(const std::string& route, const RelayMessage& join, std::optional<int> user);
   void on_forward(Member& from, const RelayMessage& forward);
   void refuse(const std::string& route, std::string_view reason);
   void reject(std::string_view why);
@@ -117,8 +132,9 @@ class Relay {
   const RelayConfig config_;
   const ChannelConfig socket_config_;
   zmq::context_t context_;
+  std::optional<ZapHandler> zap_;
   std::unique_ptr<Acceptor> acceptor_;
-  std::map<std::uint64_t, Group> groups_;  // by number
+  std::map<GroupName, Group> groups_;
   std::unordered_map<std::string, Member*> routes_;
   std::vector<std::string> gone_;  // routes of members to be removed, once what they sent is read
   Deadline gone_since_ = Deadline::max();
@@ -133,6 +149,7 @@ class Relay {
     std::atomic<std::uint64_t> dropped_frames{0};
     std::atomic<std::uint64_t> rejected_frames{0};
     std::atomic<std::uint64_t> refused_joins{0};
+    std::atomic<std::uint64_t> rejected_connections{0};
     std::atomic<std::size_t> groups{0};
     std::atomic<std::size_t> ranks{0};
   };

@@ -37,6 +37,10 @@ constexpr int kTcpSilenceMs = 30'000;
 constexpr int kReconnectMs = 200;
 constexpr int kReconnectMaxMs = 10'000;
 
+// ZMQ_ZAP_ENFORCE_DOMAIN: every libzmq since 4.3 has the option, its header only with the draft
+// ones.
+constexpr int kZapEnforceDomain = 93;
+
 }  // namespace
 
 void set_socket_options(zmq::socket_t& socket, const ChannelConfig& config, bool ipv6) {
@@ -67,6 +71,31 @@ void set_socket_options(zmq::socket_t& socket, const ChannelConfig& config, bool
   if (ipv6) {
     socket.set(opt::ipv6, true);
   }
+}
+
+void secure_server(zmq::socket_t& socket, const KeyPair& own, const std::string& domain) {
+  namespace opt = zmq::sockopt;
+  socket.set(opt::curve_server, true);
+  // With its 0, so that ZeroMQ makes no copy to add one.
+  socket.set(opt::curve_secretkey, zmq::const_buffer(own.secret.z85(), kZ85KeyBytes + 1));
+  socket.set(opt::zap_domain, domain);
+  // Else a domain without a handler lets everybody in.
+  const int enforce = 1;
+  if (::zmq_setsockopt(socket.handle(), kZapEnforceDomain, &enforce, sizeof enforce) != 0) {
+    throw zmq::error_t();
+  }
+}
+
+void secure_client(zmq::socket_t& socket, const KeyPair& own, const std::string& server_key) {
+  namespace opt = zmq::sockopt;
+  socket.set(opt::curve_serverkey, server_key);
+  socket.set(opt::curve_publickey, own.public_key);
+  socket.set(opt::curve_secretkey, zmq::const_buffer(own.secret.z85(), kZ85KeyBytes + 1));
+}
+
+std::string user_of(const zmq::message_t& message) {
+  const char* user = ::zmq_msg_gets(message.handle(), "User-Id");
+  return user == nullptr ? "" : user;
 }
 
 void close_lingering(zmq::socket_t& socket, std::chrono::milliseconds linger) noexcept {
@@ -105,6 +134,23 @@ std::optional<SocketMonitor::Event> SocketMonitor::next() {
   while (message.more() && pair_.recv(message, zmq::recv_flags::dontwait)) {
   }
   return Event{kind, value};
+}
+
+std::string handshake_error(const SocketMonitor::Event& event, bool keys) {
+  if (event.kind == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH) {
+    return "the key of the end that dials is not in the peers file of the end that listens";
+  }
+  if (event.kind == ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL) {
+    return "it ended, or took too long, before the greeting was over";
+  }
+  switch (event.value) {
+    case ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
+      return keys ? "the other end has no keys" : "the other end wants keys, and this one has none";
+    case ZMQ_PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC:
+      return "it was not encrypted for the key that the peers file has of the end that listens";
+    default:
+      return "it did not follow ZeroMQ's protocol";
+  }
 }
 
 }  // namespace distro::transport

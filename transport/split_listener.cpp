@@ -30,7 +30,8 @@ void SplitListener::append_poll_items(std::vector<zmq::pollitem_t>& items, bool 
 }
 
 bool SplitListener::receive(std::string& route, zmq::message_t& body) {
-  if (near_->receive(route, body)) {
+  received_near_ = near_->receive(route, body);
+  if (received_near_) {
     route.insert(route.begin(), kNear);
     return true;
   }

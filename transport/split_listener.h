@@ -31,6 +31,15 @@ class SplitListener final : public Listener {
   Deadline flush(Deadline now) override { return far_->flush(now); }
   [[nodiscard]] bool flushed() const noexcept override { return far_->flushed(); }
   [[nodiscard]] std::optional<Carried> carried() override { return far_->carried(); }
+  [[nodiscard]] std::optional<int> authenticated(const zmq::message_t& body) const override {
+    // What comes by the relay has no key of its own: rank_of() tells whose it is.
+    return received_near_ ? near_->authenticated(body) : std::nullopt;
+  }
+  std::uint64_t take_rejected() override { return near_->take_rejected() + far_->take_rejected(); }
+  [[nodiscard]] std::string refusal() const override { return near_->refusal(); }
+  void append_event_items(std::vector<zmq::pollitem_t>& items) override {
+    near_->append_event_items(items);
+  }
   [[nodiscard]] std::string trouble(int peer, Deadline now) const override;
 
  private:
@@ -39,6 +48,7 @@ class SplitListener final : public Listener {
   const ChannelConfig& config_;
   const std::unique_ptr<Listener> near_;
   const std::unique_ptr<Listener> far_;
+  bool received_near_ = false;  // the last frame
 };
 
 }  // namespace distro::transport

@@ -109,7 +109,11 @@ void ZmqChannel::connect(std::vector<PeerAddress> peers) {
                                   config.rank, peers.size(), config.world_size));
   }
   for (int rank = 0; rank < config.world_size; ++rank) {
-    const PeerAddress& peer = peers[static_cast<std::size_t>(rank)];
+    PeerAddress& peer = peers[static_cast<std::size_t>(rank)];
+    if (config.keys && !config.keys->endpoint_by_rank.empty()) {
+      const auto& given = config.keys->endpoint_by_rank[static_cast<std::size_t>(rank)];
+      peer.endpoint = endpoint_to_dial(given, peer.endpoint);
+    }
     if (rank != config.rank && peer.protocol != kProtocolVersion) {
       throw ProtocolError(fmt::format(
           "rank {} speaks version {} of the session protocol, rank {} version {}: install the "

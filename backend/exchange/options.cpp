@@ -207,8 +207,10 @@ const std::vector<Entry>& entries() {
       {"advertise", true, "a host name or address",
        [](Options& o, std::string_view t) { o.advertise = t; }},
       {"ports", true, "a port or a range such as 40000-40100", ports},
-      {"curve_secret_file", true, "nothing", later("")},
-      {"curve_peers_file", true, "nothing", later("")},
+      {"curve_secret_file", true, "the path of this rank's .key file",
+       [](Options& o, std::string_view t) { o.curve_secret_file = t; }},
+      {"curve_peers_file", true, "the path of the peers file",
+       [](Options& o, std::string_view t) { o.curve_peers_file = t; }},
       {"insecure", true, "0, 1", [](Options& o, std::string_view t) { o.insecure = flag(t); }},
       {"threads", true, "a whole number from 1 to 1024",
        [](Options& o, std::string_view t) { o.threads = number<int>(t, 1, 1024); }},
@@ -286,6 +288,25 @@ void check_mode(const Entry& entry, Mode mode) {
       entry.name, name_of(mode), fmt::join(names, ", ")));
 }
 
+void check_keys(const Options& options) {
+  if (options.curve_secret_file.empty() != options.curve_peers_file.empty()) {
+    throw OptionError(fmt::format(
+        "DISTRO_CURVE_{} is set and DISTRO_CURVE_{} is not: keys need both, this rank's own and "
+        "the file that says who takes part (`torch-distro keygen` makes them). Set both, or none.",
+        options.curve_secret_file.empty() ? "PEERS_FILE" : "SECRET_FILE",
+        options.curve_secret_file.empty() ? "SECRET_FILE" : "PEERS_FILE"));
+  }
+  if (options.has_keys() && options.carrier != Carrier::tcp) {
+    throw OptionError(fmt::format(
+        "DISTRO_CURVE_SECRET_FILE is set with DISTRO_TRANSPORT={}: keys protect tcp. {} Unset "
+        "DISTRO_CURVE_SECRET_FILE and DISTRO_CURVE_PEERS_FILE, or use DISTRO_TRANSPORT=tcp.",
+        options.agreed().at("transport"),
+        options.carrier == Carrier::plugin
+            ? "A transport that is given by path has to protect itself."
+            : "What it sends does not leave the host, where only this user can read it."));
+  }
+}
+
 }  // namespace
 
 Options resolve_options(const StringMap& environment, const StringMap& overrides) {
@@ -346,6 +367,7 @@ Options resolve_options(const StringMap& environment, const StringMap& overrides
         "DISTRO_TOPOLOGY=hub needs DISTRO_TRANSPORT=tcp: a relay is reached over TCP. Unset one of "
         "the two.");
   }
+  check_keys(options);
   for (const auto& setting : overrides) {
     check_mode(*std::ranges::find(entries(), setting.first, &Entry::name), options.mode);
   }
@@ -411,7 +433,8 @@ StringMap Options::agreed() const {
           {"beta", beta ? fmt::format("{}", *beta) : "default"},
           {"reduce_scatter", compress_reduce_scatter ? "compress" : "exact"},
           {"topology", hub ? "hub" : "mesh"},
-          {"transport", carried}};
+          {"transport", carried},
+          {"keys", has_keys() ? "1" : "0"}};
 }
 
 }  // namespace distro::exchange

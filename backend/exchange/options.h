@@ -51,11 +51,15 @@ struct Options {
   std::string advertise;
   std::uint16_t first_port = 0;
   std::uint16_t last_port = 0;
+  std::string curve_secret_file;  ///< With the next, or both empty: no keys.
+  std::string curve_peers_file;
   bool insecure = false;
   int threads = 0;  ///< 0: cores / local ranks.
   std::string stats_path;
   transport::LogLevel log_level = transport::LogLevel::warning;
   kernels::Isa isa = kernels::Isa::scalar;
+
+  [[nodiscard]] bool has_keys() const noexcept { return !curve_secret_file.empty(); }
 
   /// Those that every rank must share, by name, as text: what the ranks compare when they meet.
   [[nodiscard]] StringMap agreed() const;

@@ -26,6 +26,7 @@ struct Hello {
   std::uint64_t group = 0;
   Placement placement;
   std::string site;
+  std::string key;  // public; empty: none
   StringMap options;
 };
 
@@ -141,8 +142,10 @@ std::string address_to_tell(const Identity& identity, const std::string& bind, b
 }
 
 transport::ChannelConfig channel_config(const Identity& identity, const Options& options,
-                                        std::uint64_t group, bool one_host) {
+                                        std::uint64_t group, bool one_host,
+                                        const std::optional<transport::Keys>& keys) {
   transport::ChannelConfig config;
+  config.keys = keys;
   config.rank = identity.rank;
   config.world_size = identity.world_size;
   config.group = group;
@@ -156,6 +159,9 @@ transport::ChannelConfig channel_config(const Identity& identity, const Options&
   config.last_port = options.last_port;
   if (options.hub) {
     config.relay = options.relay;
+    for (const int member : identity.world_ranks) {
+      config.members.push_back(static_cast<std::uint32_t>(member));
+    }
   }
   config.rate_limit_bytes = options.rate_limit_bytes;
   config.insecure = options.insecure;
@@ -182,6 +188,42 @@ std::vector<transport::PeerAddress> exchange_addresses(Board& board, const Ident
   return addresses;
 }
 
+int world_rank(const Identity& identity, int rank) {
+  return identity.world_ranks.empty() ? rank
+                                      : identity.world_ranks.at(static_cast<std::size_t>(rank));
+}
+
+// This rank's keys, if it has some.
+std::optional<transport::Keys> keys_of(const Identity& identity, const Options& options) {
+  if (!options.has_keys()) {
+    return std::nullopt;
+  }
+  std::vector<int> world_ranks;
+  for (int rank = 0; rank < identity.world_size; ++rank) {
+    world_ranks.push_back(world_rank(identity, rank));
+  }
+  return transport::load_keys(options.curve_secret_file, options.curve_peers_file, identity.rank,
+                              world_ranks);
+}
+
+// Whether every rank says that it has the key which the peers file has of it. The file is the
+// authority: what the store says is never taken for a key, but a difference would end in a
+// time-out.
+void check_keys(const std::vector<Hello>& hellos, const transport::Keys& keys,
+                const Identity& identity, const Options& options) {
+  for (std::size_t rank = 0; rank < hellos.size(); ++rank) {
+    if (hellos[rank].key != keys.public_by_rank[rank]) {
+      const int world = world_rank(identity, static_cast<int>(rank));
+      throw transport::ConfigError(fmt::format(
+          "the ranks' keys do not agree: rank {0} has the public key {1}, and rank {2} has {3} for "
+          "it in its peers file {4}. Find out which is right, and give all ranks the same file",
+          world, printable(hellos[rank].key, transport::kZ85KeyBytes),
+          world_rank(identity, identity.rank), keys.public_by_rank[rank],
+          options.curve_peers_file));
+    }
+  }
+}
+
 std::uint64_t random_group() {
   std::random_device device;
   return (std::uint64_t{device()} << 32) | device();
@@ -196,21 +238,27 @@ std::string ranks_text(const std::vector<int>& ranks) {
 Meeting meet(BlobStore& store, const Identity& identity, const Options& options) {
   Board board(store, identity.world_size);
   const std::string host = transport::host_identity();
+  std::optional<transport::Keys> keys;
+  try {
+    keys = keys_of(identity, options);
+  } catch (const transport::ConfigError& error) {
+    board.set("hello", identity.rank, json{{"error", error.what()}});
+    throw;
+  }
   board.set("hello", identity.rank,
             json{{"version", kVersion},
                  {"group", random_group()},
                  {"host", host},
                  {"devices", identity.devices},
                  {"site", site_label(options.site, host)},
+                 {"key", keys ? keys->own.public_key : ""},
                  {"options", options.agreed()}});
   std::vector<Hello> hellos;
   for (int rank = 0; rank < identity.world_size; ++rank) {
     hellos.push_back(read(board, "hello", rank, identity, [](const json& blob) {
-      return Hello{blob.at("version"),
-                   blob.at("group"),
-                   {blob.at("host"), blob.at("devices")},
-                   blob.value("site", ""),
-                   blob.at("options")};
+      return Hello{
+          blob.at("version"),     blob.at("group"),      {blob.at("host"), blob.at("devices")},
+          blob.value("site", ""), blob.value("key", ""), blob.at("options")};
     }));
   }
   compare(hellos);
@@ -242,7 +290,7 @@ Meeting meet(BlobStore& store, const Identity& identity, const Options& options)
   meeting.own_devices = each_can_have_its_own(placements);
   meeting.local_ranks = static_cast<int>(std::max<std::ptrdiff_t>(local, 1));
   const bool one_host = local == static_cast<std::ptrdiff_t>(hellos.size());
-  auto config = channel_config(identity, options, hellos.front().group, one_host);
+  auto config = channel_config(identity, options, hellos.front().group, one_host, keys);
   if (meeting.sites.participants() < identity.world_size) {
     config.neighbours = meeting.sites.neighbours(identity.rank);
     config.near = meeting.sites.others_of_site(identity.rank);
@@ -251,6 +299,9 @@ Meeting meet(BlobStore& store, const Identity& identity, const Options& options)
                              ? route(identity, one_host)
                              : config.bind_address;
   try {
+    if (keys) {
+      check_keys(hellos, *keys, identity, options);
+    }
     meeting.channel = transport::open_channel(config);
   } catch (const std::exception& error) {
     // The others wait for this rank's address: tell them why it will not come.

@@ -31,6 +31,8 @@ struct Identity {
   std::string route;  ///< Address of this host on the way to the store; empty: unknown.
   /// Accelerators that this rank's collective library may use, by names unique on the host.
   std::vector<std::string> devices = {};
+  /// Rank in the world by rank of the group, which is how files of keys count; empty: the same.
+  std::vector<int> world_ranks = {};
 };
 
 /// A group whose ranks have met: same version, same options.
@@ -46,8 +48,9 @@ struct Meeting {
 
 /// Meet the other ranks of the group in the store, compare versions and options, and open the
 /// channel. Throws ExchangeError on every rank when ranks differ (naming ranks, option and values),
-/// when some ranks of a host have a site and some have none, or when a rank could not open its
-/// channel; transport::ConfigError on the rank that could not;
+/// when some ranks of a host have a site and some have none, when a rank's key is another than the
+/// peers file of one of them says, or when a rank could not read its keys or open its channel;
+/// transport::ConfigError on the rank that could not;
 /// transport::PeerTimeout when a rank does not come.
 Meeting meet(BlobStore& store, const Identity& identity, const Options& options);
 

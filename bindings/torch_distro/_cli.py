@@ -1,18 +1,19 @@
 """The command ``torch-distro``: one subcommand a module, loaded when it is asked for.
 
 A module of a command has ``add_arguments(parser)`` and ``run(arguments) -> int``, the exit status.
-Some commands are programs of their own (_native.py).
+Some commands are programs of their own, which come with the package.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch_distro
-from torch_distro import _native
 
 COMMANDS = {
     "doctor": (
@@ -21,6 +22,15 @@ COMMANDS = {
     ),
 }
 """Name -> module, summary."""
+
+PROGRAMS = {
+    "keygen": ("torch-distro-keygen", "make the keys of a group, or one's own"),
+    "relay": (
+        "torch-distro-relay",
+        "pass messages on between ranks that dial it (DISTRO_TOPOLOGY=hub)",
+    ),
+}
+"""Name -> program in the package's folder ``bin``, summary. It takes all arguments as they are."""
 
 
 def parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
@@ -35,13 +45,28 @@ def parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="print JSON instead of text")
         if argv is None or name in argv:
             importlib.import_module(module).add_arguments(command)
-    for name, (_, summary) in _native.PROGRAMS.items():
-        commands.add_parser(name, help=summary)  # for the list; main() does not come here
+    for name, (_, summary) in PROGRAMS.items():
+        commands.add_parser(name, help=summary, add_help=False)
     return top
 
 
+def program(name: str) -> Path:
+    """Where a program of this package is.
+
+    Raises:
+        SystemExit: it is not there, which says how to get it.
+    """
+    path = Path(__file__).parent / "bin" / name
+    if not os.access(path, os.X_OK):
+        raise SystemExit(
+            f"torch-distro: the program {name} is not in this installation ({path}): reinstall "
+            "torch-distro, or, in a source tree, build the target of that name and put it there"
+        )
+    return path
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command. One that is a program takes the place of this process.
 
     Args:
         argv: the arguments after the program's name; those of the process if not given.
@@ -51,8 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments that are not understood.
     """
     words = sys.argv[1:] if argv is None else list(argv)
-    if words and words[0] in _native.PROGRAMS:
-        return _native.run(words[0], words[1:])
+    if words and words[0] in PROGRAMS:
+        path = program(PROGRAMS[words[0]][0])
+        os.execv(path, [f"torch-distro {words[0]}", *words[1:]])
     arguments = parser(argv).parse_args(argv)
     module, _ = COMMANDS[arguments.command]
     status: int = importlib.import_module(module).run(arguments)

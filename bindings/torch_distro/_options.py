@@ -43,8 +43,9 @@ class Options:
         stats: path of a JSON file of counters, written at exit, one a rank.
         log: ``warning``, ``info``, ``debug``, ``error``.
         isa: ``auto``, ``scalar``, ``avx2``, ``avx512``; for tests.
-        curve_secret_file, curve_peers_file: of later versions; anything
-            but their default is refused.
+        curve_secret_file: path of this rank's secret key (``torch-distro keygen``), which no other
+            user may be able to read. Differs from rank to rank.
+        curve_peers_file: path of the file with the public keys of all ranks; with the one before.
     """
 
     mode: Literal["auto", "weights", "ef", "demo", "dense"] | None = None

@@ -21,23 +21,6 @@ namespace {
 
 using std::chrono::seconds;
 
-bool becomes(const std::function<bool()>& condition) {
-  for (const auto deadline = in(seconds(5)); Clock::now() < deadline;) {
-    if (condition()) {
-      return true;
-    }
-    std::this_thread::sleep_for(milliseconds(5));
-  }
-  return condition();
-}
-
-void expect_works(Group& group, std::uint64_t seed) {
-  group[0].send(1, shared_pattern(100'000, seed));
-  group[1].send(0, shared_pattern(100'000, seed + 1));
-  EXPECT_TRUE(group[1].receive(0, in(seconds(5))) == pattern(100'000, seed));
-  EXPECT_TRUE(group[0].receive(1, in(seconds(5))) == pattern(100'000, seed + 1));
-}
-
 // A valid frame with a byte flipped, cut, extended, or with a lie about its length. Never the
 // original.
 Bytes mutated(Bytes frame, std::mt19937_64& random) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <atomic>
+#include <mutex>
 #include <string>
 #include <thread>
 
@@ -18,6 +19,10 @@ class Proxy {
   [[nodiscard]] std::string endpoint() const;
   /// Break the connections that stand; new ones are relayed again.
   void cut() { ++cuts_; }
+  /// Where new connections go from now on: tcp://127.0.0.1:port
+  void aim_at(const std::string& target);
+  /// What the ends that dial have sent so far.
+  [[nodiscard]] std::string recorded() const;
   /// Break them, and accept none any more.
   void cut_for_good() {
     dead_ = true;
@@ -30,7 +35,9 @@ class Proxy {
 
   int listener_ = -1;
   unsigned short port_ = 0;
-  unsigned short target_port_ = 0;
+  std::atomic<unsigned short> target_port_{0};
+  mutable std::mutex mutex_;
+  std::string recorded_;  // guarded by mutex_
   std::atomic<int> cuts_{0};
   std::atomic<bool> dead_{false};
   std::atomic<bool> stop_{false};

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "transport/bind.h"
+#include "transport/keys.h"
 #include "transport/log.h"
 #include "transport/relay.h"
 
@@ -37,16 +38,17 @@ nlohmann::ordered_json to_json(const RelayCounters& counters) {
           {"frames", counters.frames},
           {"dropped_frames", counters.dropped_frames},
           {"rejected_frames", counters.rejected_frames},
-          {"refused_joins", counters.refused_joins}};
+          {"refused_joins", counters.refused_joins},
+          {"rejected_connections", counters.rejected_connections}};
 }
 
 std::string text(const RelayCounters& counters) {
   return fmt::format(
       "{} ranks in {} groups; {:.1f} MB in, {:.1f} MB out, {} frames, {} dropped (and sent again), "
-      "{} rejected, {} joins refused",
+      "{} rejected, {} joins and {} connections refused",
       counters.ranks, counters.groups, static_cast<double>(counters.bytes_received) / 1e6,
       static_cast<double>(counters.bytes_sent) / 1e6, counters.frames, counters.dropped_frames,
-      counters.rejected_frames, counters.refused_joins);
+      counters.rejected_frames, counters.refused_joins, counters.rejected_connections);
 }
 
 // Tells what goes on every so many seconds, until the end.
@@ -99,6 +101,10 @@ int main(int argc, char** argv) {
   std::string level = "info";
   app.add_option("--bind", bind, "endpoint to listen at, tcp://ADDRESS:PORT; port 0: any")
       ->capture_default_str();
+  std::string secret;
+  std::vector<std::string> peers;
+  app.add_option("--secret", secret, "the relay's own .key file (torch-distro keygen --relay)");
+  app.add_option("--peers", peers, "the peers file of a run that it serves; once for each run");
   app.add_flag("--insecure", config.insecure,
                "listen beyond loopback without keys: on a trusted network only");
   app.add_option("--max-ranks", config.max_ranks, "ranks of all groups together")
@@ -132,6 +138,12 @@ int main(int argc, char** argv) {
     }
     config.bind_address = parts->host;
     config.port = parts->port;
+    if (secret.empty() != peers.empty()) {
+      throw distro::transport::ConfigError("keys need both --secret and --peers");
+    }
+    for (const std::string& file : peers) {
+      config.runs.push_back(distro::transport::load_relay_keys(secret, file));
+    }
     Relay relay(config);
     if (json) {
       print({{"event", "listening"}, {"endpoint", relay.endpoint()}});
