@@ -113,10 +113,27 @@ TEST(Options, ThoseOfLaterVersionsAreNotAvailableYet) {
   for (const auto& [variable, value] :
        std::vector<std::pair<std::string, std::string>>{{"DISTRO_TOPOLOGY", "hub"},
                                                         {"DISTRO_RELAY", "tcp://a:1"},
-                                                        {"DISTRO_RATE_LIMIT", "1000"},
-                                                        {"DISTRO_CURVE_SECRET_FILE", "/x"}}) {
+                                                        {"DISTRO_RATE_LIMIT", "1000"}}) {
     EXPECT_NE(message_of({{variable, value}}, {}).find("not available yet"), std::string::npos)
         << variable;
+  }
+}
+
+TEST(Options, KeysNeedBothFilesAndTcp) {
+  const StringMap both{{"DISTRO_CURVE_SECRET_FILE", "/a"}, {"DISTRO_CURVE_PEERS_FILE", "/b"}};
+  EXPECT_TRUE(resolve_options(both, {}).has_keys());
+  EXPECT_EQ(resolve_options(both, {}).agreed().at("keys"), "1");
+  EXPECT_EQ(resolve_options({}, {}).agreed().at("keys"), "0");
+  for (const auto& [variable, missing] :
+       std::vector<std::pair<std::string, std::string>>{{"SECRET", "PEERS"}, {"PEERS", "SECRET"}}) {
+    const auto message = message_of({{"DISTRO_CURVE_" + variable + "_FILE", "/x"}}, {});
+    EXPECT_NE(message.find("DISTRO_CURVE_" + missing + "_FILE is not"), std::string::npos)
+        << message;
+  }
+  for (const std::string carrier : {"ipc", "inproc", DISTRO_EXAMPLE_TRANSPORT}) {
+    EXPECT_NE(message_of(both, {{"transport", carrier}}).find("keys protect tcp"),
+              std::string::npos)
+        << carrier;
   }
 }
 
