@@ -1,4 +1,7 @@
-"""Checks of the host: libraries, addresses, ports, files, limits. They need no torch, but for that of keys."""
+"""Checks of the host: libraries, addresses, ports, files, limits. They need no torch.
+
+But for that of keys, which the adapter reads.
+"""
 
 from __future__ import annotations
 
@@ -145,16 +148,16 @@ def network() -> list[Finding]:
             failed(
                 "network",
                 f"would listen on {address} ({source}) in plain text, which is refused",
-                "keys (`torch-distro keygen`); DISTRO_INSECURE=1 if the network is trusted; nothing if "
-                "all ranks are on this host and DISTRO_BIND is not set",
+                "keys (`torch-distro keygen`); DISTRO_INSECURE=1 if the network is trusted; "
+                "nothing if all ranks are on this host and DISTRO_BIND is not set",
             )
             if os.environ.get("DISTRO_BIND")
             else warning(
                 "network",
                 f"ranks on several hosts would listen on {address} ({source}) in plain text, "
                 "which is refused",
-                "keys (`torch-distro keygen`); DISTRO_INSECURE=1 if the network is trusted; nothing if "
-                "all ranks are on this host",
+                "keys (`torch-distro keygen`); DISTRO_INSECURE=1 if the network is trusted; "
+                "nothing if all ranks are on this host",
             )
         )
     return findings + _advertised()
