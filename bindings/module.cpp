@@ -171,6 +171,25 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       "share.");
 
   module.def(
+      "check_keys",
+      [](const std::string& secret_file, const std::string& peers_file) {
+        try {
+          const auto peers = distro::transport::read_peers_file(peers_file);
+          const auto own = distro::transport::read_secret_file(secret_file);
+          std::string owner;
+          for (const auto& [rank, entry] : peers.ranks) {
+            owner = entry.public_key == own.public_key ? fmt::format("rank {}", rank) : owner;
+          }
+          return py::make_tuple(owner, peers.ranks.size());
+        } catch (const distro::transport::ConfigError& error) {
+          throw py::value_error(error.what());
+        }
+      },
+      py::arg("secret_file"), py::arg("peers_file"),
+      "Whose line of the peers file has the public key of this secret one (text; empty: nobody's), "
+      "and how many ranks the file has. Raises ValueError.");
+
+  module.def(
       "instruction_set",
       [] {
         static constexpr const char* kNames[] = {"scalar", "avx2", "avx512"};

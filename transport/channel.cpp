@@ -21,6 +21,19 @@ bool is_neighbour(const ChannelConfig& config, int rank) noexcept {
           std::ranges::find(config.neighbours, rank) != config.neighbours.end());
 }
 
+ChannelConfig with_window(ChannelConfig config) noexcept {
+  // What all others have under way to one rank waits in its queue at the relay (RelayConfig, 512
+  // frames). More: where all send much at once it overflows, and they go back; less: one that sends
+  // alone does not fill a long line.
+  constexpr std::size_t kForAll = std::size_t{24} << 20;
+  constexpr std::size_t kLeast = std::size_t{1} << 20;
+  if (!config.relay.empty() && config.world_size > 1) {
+    const auto peers = static_cast<std::size_t>(config.world_size - 1);
+    config.window_bytes = std::min(config.window_bytes, std::max(kForAll / peers, kLeast));
+  }
+  return config;
+}
+
 std::size_t send_chunk_bytes(const ChannelConfig& config) noexcept {
   // On a paced line a chunk takes a hundredth of a second: more, and what else uses the line feels
   // it; less, and headers cost more of it.

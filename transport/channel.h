@@ -118,6 +118,9 @@ struct ChannelCounters {
   std::uint64_t rejected_connections = 0;
 };
 
+/// The same with the window to each peer that the group's way allows.
+[[nodiscard]] ChannelConfig with_window(ChannelConfig config) noexcept;
+
 /// Largest chunk that this rank sends: a paced one must not hold up what else uses the line.
 [[nodiscard]] std::size_t send_chunk_bytes(const ChannelConfig& config) noexcept;
 

@@ -44,12 +44,13 @@ std::string Mesh::death_of(const Peer& peer, Deadline now) const {
       return fmt::format("rank {} was out of reach for {:.1f} s, the group's timeout: {}",
                          peer.rank, seconds, trouble);
     }
-    const std::string refusal =
-        peer.dialer != nullptr ? peer.dialer->refusal() : acceptor_->refusal();
+    // Whoever was connected once has the right key: what failed since is not its handshake.
+    const std::string refusal = peer.ever_up             ? ""
+                                : peer.dialer != nullptr ? peer.dialer->refusal()
+                                                         : acceptor_->refusal();
     if (!refusal.empty()) {
-      return fmt::format("rank {} {} within {:.1f} s, the group's timeout: {}", peer.rank,
-                         peer.ever_up ? "did not come back" : "could not be connected", seconds,
-                         refusal);
+      return fmt::format("rank {} could not be connected within {:.1f} s, the group's timeout: {}",
+                         peer.rank, seconds, refusal);
     }
     return peer.ever_up ? fmt::format(
                               "rank {} stayed disconnected for {:.1f} s, the group's timeout: its "

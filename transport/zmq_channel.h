@@ -40,7 +40,7 @@ class ZmqChannel final : public Channel {
  private:
   // What the I/O thread may use, at a fixed address; leaked in a forked child.
   struct Parts {
-    explicit Parts(const ChannelConfig& c) : config(c), inbox(c.rank, c.world_size, c.inbox_bytes) {
+    explicit Parts(const ChannelConfig& c) : config(with_window(c)), inbox(c.rank, c.world_size, c.inbox_bytes) {
       for (int peer = 0; peer < c.world_size; ++peer) {
         outstanding.push_back(std::make_shared<std::atomic<std::size_t>>(0));
       }

@@ -24,7 +24,6 @@ using transport::LogLevel;
 
 // Thrown by a parser; the caller adds the option's name and what is allowed.
 struct BadValue {};
-struct NotAvailableYet {};
 
 // Lower: what keeps the ranks connected would not fit.
 constexpr std::uint64_t kLeastRate = 1000;
@@ -152,15 +151,6 @@ void ports(Options& options, std::string_view text) {
   }
 }
 
-// An option of a later version: only its default may be given.
-std::function<void(Options&, std::string_view)> later(std::string_view default_value) {
-  return [default_value](Options&, std::string_view text) {
-    if (text != default_value) {
-      throw NotAvailableYet{};
-    }
-  };
-}
-
 // Modes in which an option for experts means something; in the others it is a mistake to give it.
 // The variables are lenient: they may be set for several programs.
 using Modes = std::span<const Mode>;
@@ -267,10 +257,6 @@ void set(Options& options, const Entry& entry, std::string_view shown, std::stri
   } catch (const BadValue&) {
     throw OptionError(
         fmt::format("{}={} is not allowed. Allowed: {}.", shown, text, entry.allowed));
-  } catch (const NotAvailableYet&) {
-    throw OptionError(
-        fmt::format("{}={} is not available yet in this version of torch-distro. Allowed: {}.",
-                    shown, text, entry.allowed));
   }
 }
 

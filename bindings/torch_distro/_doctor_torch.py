@@ -132,6 +132,10 @@ def cpu() -> list[Finding]:
     return [ok("cpu", f"{text}; kernels: {os.environ.get('DISTRO_ISA') or isa}")]
 
 
+# Of these each means something with the others only.
+_TOGETHER = (frozenset({"DISTRO_CURVE_SECRET_FILE", "DISTRO_CURVE_PEERS_FILE"}),)
+
+
 def variables() -> list[Finding]:
     """Each DISTRO_ variable, and what it comes to."""
     given = {name: text for name, text in os.environ.items() if name.startswith("DISTRO_")}
@@ -149,8 +153,11 @@ def variables() -> list[Finding]:
         ]
     findings = []
     for name, text in sorted(given.items()):
+        names = next((some for some in _TOGETHER if name in some), frozenset({name}))
         try:
-            agreed: dict[str, str] = core.check_options({name: text}, {})
+            agreed: dict[str, str] = core.check_options(
+                {other: given[other] for other in names if other in given}, {}
+            )
         except core.OptionError as error:
             what, _, advice = str(error).partition(". ")
             findings.append(failed("variables", what, advice or "correct or unset it"))

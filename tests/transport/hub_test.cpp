@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "tests/transport/group.h"
+#include "tests/transport/key_ring.h"
 #include "tests/transport/raw_peer.h"
 #include "tests/transport/relay_thread.h"
 #include "transport/channel.h"
@@ -127,7 +128,7 @@ TEST(Hub, ARankThatReadsSlowlyHoldsUpNobodyElse) {
   small.queue_frames = 4;
   RelayThread relay(small);
   Group group(Carrier::tcp, 3, by(relay));
-  constexpr int kMessages = 40;
+  constexpr int kMessages = 10;
   constexpr std::size_t kBytes = 500'000;
   // Far more than the relay keeps for rank 2.
   for (int number = 0; number < kMessages; ++number) {
@@ -231,6 +232,129 @@ TEST(Hub, RefusesARelayBeyondLoopbackInTheClear) {
   RelayConfig open;
   open.bind_address = "0.0.0.0";
   EXPECT_THROW(Relay{open}, ConfigError);
+}
+
+// The keys of a run and of its relay.
+struct SecuredRun {
+  explicit SecuredRun(int ranks, const KeyPair& relay) : ring(ranks), relay_key(relay.public_key) {
+    for_relay.push_back(Keys{relay, ring.of(0).public_by_rank, {}, relay_key});
+  }
+
+  [[nodiscard]] Keys of(int rank) const {
+    Keys keys = ring.of(rank);
+    keys.relay_public_key = relay_key;
+    return keys;
+  }
+
+  KeyRing ring;
+  std::string relay_key;
+  std::vector<Keys> for_relay;
+};
+
+RelayConfig with(const std::vector<Keys>& runs) {
+  RelayConfig config;
+  config.runs = runs;
+  return config;
+}
+
+TEST(HubWithKeys, CarriesMessages) {
+  const SecuredRun run(3, make_key_pair());
+  RelayThread relay(with(run.for_relay));
+  Group group(Carrier::tcp, 3,
+              by(relay, [&](ChannelConfig& options) { options.keys = run.of(options.rank); }));
+  exchange(group, 10, 100'000, [&](int rank, int number) {
+    if (rank == 0 && number == 5) {
+      relay.stop();
+      relay.start();
+    }
+  });
+  group.close_all();
+}
+
+TEST(HubWithKeys, SitesAreReachedWithTheirOwn) {
+  const SecuredRun run(4, make_key_pair());
+  RelayThread relay(with(run.for_relay));
+  Group group(Carrier::tcp, 4, by(relay, [&](ChannelConfig& options) {
+                options.keys = run.of(options.rank);
+                options.near = {options.rank ^ 1};
+              }));
+  exchange(group, 5, 50'000);
+  group.close_all();
+}
+
+TEST(HubWithKeys, RunsWithTheSameNumbersDoNotMeet) {
+  const KeyPair pair = make_key_pair();
+  const SecuredRun first(2, pair);
+  const SecuredRun second(2, pair);
+  std::vector<Keys> both = first.for_relay;
+  both.push_back(second.for_relay.front());
+  RelayThread relay(with(both));
+  const auto of = [&](const SecuredRun& run) {
+    return by(relay, [&](ChannelConfig& options) { options.keys = run.of(options.rank); });
+  };
+  Group one(Carrier::tcp, 2, of(first));
+  Group other(Carrier::tcp, 2, of(second));
+  exchange(one, 5, 1'000);
+  exchange(other, 5, 1'000);
+  EXPECT_EQ(relay.counters().groups, 2U);
+  one.close_all();
+  other.close_all();
+}
+
+TEST(HubWithKeys, ARankCannotJoinAsAnother) {
+  const SecuredRun run(3, make_key_pair());
+  RelayThread relay(with(run.for_relay));
+  Group group(Carrier::tcp, 3,
+              by(relay, [&](ChannelConfig& options) { options.keys = run.of(options.rank); }));
+  exchange(group, 2, 100);
+  ChannelConfig liar = config(Carrier::tcp, 1, 3);
+  liar.relay = relay.endpoint();
+  liar.keys = run.of(2);  // the key of rank 2, and the name of rank 1
+  liar.timeout = seconds(1);
+  const auto channel = open_channel(liar);
+  channel->connect(group.addresses);
+  EXPECT_TRUE(
+      loses(*channel, 0, 0, "refused this rank: it joins as rank 1 with the key of rank 2"));
+  EXPECT_EQ(relay.counters().refused_joins, 1U);
+  exchange(group, 2, 100);
+  group.close_all();
+}
+
+TEST(HubWithKeys, StrangersAndPlainClientsGetNowhere) {
+  const SecuredRun run(2, make_key_pair());
+  RelayThread relay(with(run.for_relay));
+  Group group(Carrier::tcp, 2,
+              by(relay, [&](ChannelConfig& options) { options.keys = run.of(options.rank); }));
+  exchange(group, 2, 100);
+  const auto try_with = [&](const std::optional<Keys>& keys) {
+    ChannelConfig stranger = config(Carrier::tcp, 1, 2);
+    stranger.relay = relay.endpoint();
+    stranger.keys = keys;
+    stranger.timeout = seconds(1);
+    const auto channel = open_channel(stranger);
+    channel->connect(group.addresses);
+    EXPECT_TRUE(loses(*channel, 0, 0, "the handshake with " + relay.endpoint() + " failed"));
+  };
+  SecuredRun elsewhere(2, make_key_pair());
+  elsewhere.relay_key = run.relay_key;
+  try_with(elsewhere.of(1));
+  try_with(std::nullopt);
+  EXPECT_GT(relay.counters().rejected_connections, 1U);
+  EXPECT_EQ(relay.counters().ranks, 2U);
+  exchange(group, 2, 100);
+  group.close_all();
+}
+
+TEST(HubWithKeys, AnImpostorOfTheRelayIsNotUsed) {
+  const SecuredRun run(2, make_key_pair());
+  const SecuredRun impostor(2, make_key_pair());
+  RelayThread relay(with(impostor.for_relay));
+  Group group(Carrier::tcp, 2, by(relay, [&](ChannelConfig& options) {
+                options.keys = run.of(options.rank);
+                options.timeout = seconds(1);
+              }));
+  EXPECT_TRUE(loses(group[0], 1, 1, "the handshake with"));
+  EXPECT_EQ(relay.counters().ranks, 0U);
 }
 
 PeerAddress at(const RelayThread& relay) {
