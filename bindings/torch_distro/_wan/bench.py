@@ -78,6 +78,15 @@ class Contender:
             return ["--backend=gloo", f"--hook={self.backend}"]
         return [f"--backend={'none' if self.backend == 'compute' else self.backend}"]
 
+    def copies_sent(self, ranks: int) -> float:
+        """How often a rank sends what it has to say: around a ring, to each peer, to a relay."""
+        if self.backend != "distro":
+            return 2 * (ranks - 1) / ranks
+        return 1 if self.topology == "hub" else ranks - 1
+
+    def copies_received(self, ranks: int) -> float:
+        return self.copies_sent(ranks) if self.backend != "distro" else ranks - 1
+
     def env(self, relay: str) -> dict[str, str]:
         if self.backend != "distro":
             return {}
@@ -147,6 +156,10 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         InternetError: the internet cannot be emulated here.
     """
     topologies = [t for t in args.topologies if t != "hub" or _has_relay()]
+    message_bytes: dict[tuple[str, str], float] = {}
+    for model in args.model:
+        dense = 4 * WEIGHTS[model]
+        message_bytes |= {(model, "compute"): 0, (model, "gloo"): dense, (model, "bf16"): dense / 2}
     for ranks, link, rtt, loss, congestion in itertools.product(
         args.ranks, args.links, args.rtt, args.loss, args.congestion
     ):
@@ -156,16 +169,27 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             [setting.line(args.queue_ms)] * ranks, server, args.seed, congestion
         ) as internet:
             for model in args.model:
-                yield from Rows(args, setting, internet, model).all(topologies)
+                yield from Rows(args, setting, internet, model, message_bytes).all(topologies)
 
 
 class Rows:
-    """The rows of one model in one setting: what was measured helps to compute what cannot be."""
+    """The rows of one model in one setting.
+
+    Args:
+        message_bytes: model and backend -> bytes of what a rank has to say in a step. Measured rows
+            add to it, and those that cannot be measured are computed from it.
+    """
 
     def __init__(
-        self, args: argparse.Namespace, setting: Setting, internet: Internet, model: str
+        self,
+        args: argparse.Namespace,
+        setting: Setting,
+        internet: Internet,
+        model: str,
+        message_bytes: dict[tuple[str, str], float],
     ) -> None:
         self.args, self.setting, self.internet, self.model = args, setting, internet, model
+        self.message_bytes = message_bytes
         self.compute = args.compute_seconds if model == "124m" else 0.0
 
     def all(self, topologies: list[str]) -> Iterator[dict[str, Any]]:
@@ -201,6 +225,9 @@ class Rows:
             return row | {"step_seconds_median": None, "measured": False, "error": str(error)}
         if contender.backend == "compute":
             self.compute = measured["step_seconds_median"]
+        else:
+            sent = max(measured["bytes_up_a_step"]) / contender.copies_sent(setting.ranks)
+            self.message_bytes.setdefault((self.model, contender.backend), sent)
         return row | measured
 
     def why_not_measured(self, contender: Contender) -> str:
@@ -214,25 +241,33 @@ class Rows:
             return f"two steps exceed --measure-seconds {self.args.measure_seconds:g}"
         return ""
 
-    def bytes_up(self, contender: Contender) -> int | None:
-        """That a rank sends in a step: of a ring of all ranks; None: not known beforehand."""
-        dense = 4 * WEIGHTS[self.model]
-        ring = 2 * (self.setting.ranks - 1) / self.setting.ranks
-        sizes = {"compute": 0, "gloo": int(ring * dense), "bf16": int(ring * dense / 2)}
-        return sizes.get(contender.backend)
-
     def seconds_of_transfer(self, contender: Contender) -> float | None:
-        """Of a step's bytes at the rate of the line, and nothing else."""
-        up = self.bytes_up(contender)
-        return None if up is None else up * 8e-6 / min(self.setting.down_up_mbit)
+        """Of a step's bytes at the rate of the line, and nothing else; None: they are not known."""
+        message = self.message_bytes.get((self.model, contender.backend))
+        if message is None:
+            return None
+        down, up = self.setting.down_up_mbit
+        ranks = self.setting.ranks
+        seconds_up = message * contender.copies_sent(ranks) * 8e-6 / up
+        return max(seconds_up, message * contender.copies_received(ranks) * 8e-6 / down)
 
     def computed(self, contender: Contender) -> dict[str, Any]:
-        """From bytes and rate, without any round trip: a bound from below."""
+        """From bytes and rate. Of others than distro without any round trip: from below."""
+        row: dict[str, Any] = {"step_seconds_median": None, "measured": False}
         seconds = self.seconds_of_transfer(contender)
-        return {
-            "step_seconds_median": None if seconds is None else self.compute + seconds,
-            "measured": False,
-            "bytes_up_a_step": self.bytes_up(contender),
+        if seconds is None:
+            return row
+        if contender.backend == "distro":
+            # The last byte travels to a peer, or to the relay and from there.
+            seconds += self.setting.rtt_ms * 1e-3 / (1 if contender.topology == "hub" else 2)
+        overlaps = contender.backend == "distro" and contender.delay == 1
+        step = max(self.compute, seconds) if overlaps else self.compute + seconds
+        message = self.message_bytes[self.model, contender.backend]
+        ranks = self.setting.ranks
+        return row | {
+            "step_seconds_median": step,
+            "bytes_up_a_step": [int(message * contender.copies_sent(ranks))] * ranks,
+            "bytes_down_a_step": [int(message * contender.copies_received(ranks))] * ranks,
         }
 
     def measured(self, contender: Contender) -> dict[str, Any]:
@@ -270,10 +305,11 @@ class Rows:
             with pinging(self.internet, 0, server) as idle:
                 time.sleep(3)
         # TCP finds the line's rate in these.
-        first = _slowest(ranks.step(1, patience))
-        if first < self.args.measure_seconds / 10:
-            first = _slowest(ranks.step(2, patience))
-        number = max(FEWEST_STEPS, min(MOST_STEPS, int(self.args.measure_seconds / first)))
+        settled = ranks.step(1, patience)
+        if _slowest(settled) < self.args.measure_seconds / 10:
+            settled = ranks.step(2, patience)
+        fitting = int(self.args.measure_seconds / _slowest(settled))
+        number = max(FEWEST_STEPS, min(MOST_STEPS, fitting))
         before = self.counters_at_rest()
         with pinging(self.internet, 0, server) if self.args.ping else _nothing() as during:
             answers = ranks.step(number, patience)
@@ -291,6 +327,7 @@ class Rows:
             "packets_lost": _difference(before, after, "lost_up", 1),
             "packets_dropped": _difference(before, after, "dropped_up", 1),
             "cpu_seconds_a_step": max(a["cpu_seconds"] for a in answers) / number,
+            **_seconds_inside(settled, answers, number),
             "peak_gib": max(a["peak_kib"] for a in last) / 2**20,
             **ping,
         }
@@ -347,6 +384,22 @@ def _difference(
 ) -> list[int]:
     """By rank, of one step."""
     return [(new[name] - old[name]) // steps for old, new in zip(before, after, strict=True)]
+
+
+def _seconds_inside(
+    before: list[dict[str, Any]], after: list[dict[str, Any]], steps: int
+) -> dict[str, float]:
+    """Of a step, on the rank where it is most: what distro counts of its own work."""
+    if "stats" not in after[0]:
+        return {}
+    names = ("encode_seconds", "decode_seconds", "wait_seconds")
+    return {
+        f"{name}_a_step": max(
+            new["stats"][name] - old["stats"][name] for old, new in zip(before, after, strict=True)
+        )
+        / steps
+        for name in names
+    }
 
 
 def _summary(times: list[float | None]) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """One rank of the bench: a DistributedDataParallel script that takes as many steps as it is told.
 
-A number on standard input is answered by one line of JSON: the seconds of so many steps. At the end
-of the input it writes a last line, the counters, and ends. Started by the bench, one a host.
+A number on standard input is answered by one line of JSON: the seconds of so many steps, and the
+counters after them. At the end of the input it writes a last line and ends. The bench starts one on
+each host.
 """
 
 from __future__ import annotations
@@ -81,16 +82,16 @@ def main() -> None:
             optimizer.step()
             optimizer.zero_grad()
             seconds.append(time.perf_counter() - begin)
-        say({"seconds": seconds, "cpu_seconds": time.process_time() - cpu})
-    counters: dict[str, Any] = {}
-    if args.backend == "distro":
-        import torch_distro
+        answer: dict[str, Any] = {"seconds": seconds, "cpu_seconds": time.process_time() - cpu}
+        if args.backend == "distro":
+            import torch_distro
 
-        counters = torch_distro.stats()
+            answer["stats"] = torch_distro.stats()
+        say(answer)
     if together:
         dist.barrier()
         dist.destroy_process_group()
-    say({"peak_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "stats": counters})
+    say({"peak_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss})
 
 
 if __name__ == "__main__":
