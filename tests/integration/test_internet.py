@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from torch_distro._wan import namespaces
-from torch_distro._wan.internet import Internet, Line, unavailable
+from torch_distro._wan.internet import EMULATOR, Internet, Line, unavailable
 
 REASON = unavailable()
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
@@ -240,10 +241,21 @@ def test_nothing_is_left_whatever_ends_it(tmp_path: Path) -> None:
         assert len(namespaces_of(process.pid)) == 2
         process.send_signal(number)
         process.wait(30)
-        if number == signal.SIGKILL:  # the next one clears up
-            assert len(namespaces_of(process.pid)) == 2
-            namespaces.remove_left_over()
+        if number == signal.SIGKILL:
+            namespaces.remove_left_over()  # as the next internet does
         assert namespaces_of(process.pid) == []
+
+
+def test_the_emulator_says_what_it_lacks() -> None:
+    command = [str(EMULATOR), "--namespaces=distro-none", "--addresses=10.0.0.1"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert ended.returncode == 1
+    assert "ip netns add" in json.loads(ended.stdout)["error"]
+    ended = subprocess.run(
+        [*command, "--addresses=10.0.0.2"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert ended.returncode == 1
+    assert "differ in number" in json.loads(ended.stdout)["error"]
 
 
 def test_many_hosts() -> None:

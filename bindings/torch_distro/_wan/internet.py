@@ -26,6 +26,8 @@ EMULATOR = Path(__file__).resolve().parents[1] / "bin" / "torch-distro-emulator"
 INTERFACE = "line"  # each host's interface to the internet
 NETWORK = "10.78.0"
 SERVER_NUMBER = 254  # last byte of the server's address; rank r has r + 1
+# What a program's environment must not take over from the shell.
+_NOT_PASSED_ON = ("DISTRO_", "TORCHELASTIC_")
 _ICMP_ECHO = 8
 # Seconds until the emulator has made all interfaces, or answered a command. Longer: one that hangs
 # is noticed late; shorter: a busy machine looks like one.
@@ -155,10 +157,10 @@ class Internet:
     ) -> subprocess.Popen[str]:
         """Start a program on a host.
 
-        Its environment is this process's, without variables of ours, and `env`. It leads a session,
-        and is killed by close() at the latest.
+        Its environment is this process's, without DISTRO_ and torchrun's variables, and `env`. It
+        leads a session, and is killed by close() at the latest.
         """
-        clean = {name: value for name, value in os.environ.items() if not _is_ours(name)}
+        clean = {n: value for n, value in os.environ.items() if not n.startswith(_NOT_PASSED_ON)}
         process = subprocess.Popen(
             ["ip", "netns", "exec", self.names[host], *command],
             env={**clean, "GLOO_SOCKET_IFNAME": INTERFACE, **(env or {})},
@@ -315,10 +317,6 @@ def unavailable() -> str:
             return ""
     except InternetError as error:
         return str(error)
-
-
-def _is_ours(name: str) -> bool:
-    return name.startswith("DISTRO_")
 
 
 def _checksum(message: bytes) -> int:
