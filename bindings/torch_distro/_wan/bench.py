@@ -38,8 +38,13 @@ WARM_STEPS = {"compute": 1, "gloo": 2, "bf16": 2, "powersgd": 4, "distro": 4}
 # What is measured at least and at most, within the row's budget. More than the most changes the
 # median by less than the runs differ.
 FEWEST_STEPS, MOST_STEPS = 1, 30
-# GiB of memory that a rank of the 124M model needs at its peak, by backend.
-GIB_A_RANK = {"compute": 1.5, "gloo": 2.0, "powersgd": 3.0, "bf16": 2.5, "distro": 3.0}
+# The steps are made in so many turns, each after steps of the same training without communication:
+# what else the machine does then hits both alike. Fewer: less alike; more: more pauses, in which an
+# exchange that is under way costs nothing.
+TURNS = 5
+# GiB of memory that a rank of the 124M model needs at its peak, by backend: what a run's `peak_gib`
+# says, less what libraries share.
+GIB_A_RANK = {"compute": 1.1, "gloo": 1.6, "powersgd": 3.0, "bf16": 2.1, "distro": 2.5}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,8 +196,16 @@ class Rows:
         self.args, self.setting, self.internet, self.model = args, setting, internet, model
         self.message_bytes = message_bytes
         self.compute = args.compute_seconds if model == "124m" else 0.0
+        self.alone: Ranks | None = None  # the ranks of the row `compute`, which stay
 
     def all(self, topologies: list[str]) -> Iterator[dict[str, Any]]:
+        try:
+            yield from self.each(topologies)
+        finally:
+            if self.alone is not None:
+                self.alone.close()
+
+    def each(self, topologies: list[str]) -> Iterator[dict[str, Any]]:
         for backend in BACKENDS:
             if backend not in self.args.backends:
                 continue
@@ -232,7 +245,11 @@ class Rows:
 
     def why_not_measured(self, contender: Contender) -> str:
         """Empty: it can be measured."""
-        needed = GIB_A_RANK[contender.backend] * self.setting.ranks if self.model == "124m" else 0
+        gib = GIB_A_RANK[contender.backend] if self.model == "124m" else 0.0
+        needed = gib * self.setting.ranks
+        if needed > _free_gib() and self.alone is not None:
+            self.alone.close()  # rather no comparison in turns than no row
+            self.alone = None
         if needed > (free := _free_gib()):
             return f"needs about {needed:.0f} GiB of memory, {free:.0f} are free"
         seconds = self.seconds_of_transfer(contender)
@@ -285,8 +302,19 @@ class Rows:
                 stack.enter_context(_relay(self.internet))
             self.set_lines(warm=True)
             ranks = Ranks(self.internet, arguments, env)
+            if contender.backend == "compute":
+                self.alone = ranks
+                return self.steps(ranks, None, WARM_STEPS["compute"])
             stack.callback(ranks.close)
-            return self.steps(ranks, WARM_STEPS[contender.backend])
+            measured = self.steps(ranks, self.alone, WARM_STEPS[contender.backend])
+            self.set_lines(warm=True)
+            ranks.end(self.patience)
+            return measured
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which ranks that do not answer hang."""
+        return 180 + 4 * self.args.measure_seconds
 
     def set_lines(self, warm: bool) -> None:
         line = self.setting.line(self.args.queue_ms)
@@ -295,9 +323,9 @@ class Rows:
         for rank in range(self.setting.ranks):
             self.internet.set_line(rank, **dataclasses.asdict(line))
 
-    def steps(self, ranks: Ranks, warm_steps: int) -> dict[str, Any]:
-        patience = 180 + 4 * self.args.measure_seconds
-        ranks.step(warm_steps, patience)
+    def steps(self, ranks: Ranks, alone: Ranks | None, warm_steps: int) -> dict[str, Any]:
+        """Let ranks make their first steps, then those that count, in turns with those alone."""
+        ranks.step(warm_steps, self.patience)
         self.set_lines(warm=False)
         ping: dict[str, Any] = {}
         server = self.setting.ranks
@@ -305,29 +333,37 @@ class Rows:
             with pinging(self.internet, 0, server) as idle:
                 time.sleep(3)
         # TCP finds the line's rate in these.
-        settled = ranks.step(1, patience)
+        settled = ranks.step(1, self.patience)
         if _slowest(settled) < self.args.measure_seconds / 10:
-            settled = ranks.step(2, patience)
+            settled = ranks.step(2, self.patience)
         fitting = int(self.args.measure_seconds / _slowest(settled))
         number = max(FEWEST_STEPS, min(MOST_STEPS, fitting))
+        turns = min(TURNS, number) if alone else 1
+        number -= number % turns
+        answers, beside = [], []
         before = self.counters_at_rest()
         with pinging(self.internet, 0, server) if self.args.ping else _nothing() as during:
-            answers = ranks.step(number, patience)
+            for _ in range(turns):
+                if alone is not None:
+                    beside += alone.step(number // turns, self.patience)
+                answers += ranks.step(number // turns, self.patience)
         after = self.counters_at_rest()
         if self.args.ping:
             ping = {"ping_ms_idle": _summary(idle), "ping_ms": _summary(during)}
-        self.set_lines(warm=True)
-        last = ranks.end(patience)
+        last = answers[-self.setting.ranks :]
+        alike = {"compute_seconds_median": _median(beside)} if beside else {}
         return {
-            "step_seconds_median": statistics.median(s for a in answers for s in a["seconds"]),
+            "step_seconds_median": _median(answers),
+            **alike,
             "measured": True,
             "steps": number,
             "bytes_up_a_step": _difference(before, after, "sent_bytes", number),
             "bytes_down_a_step": _difference(before, after, "received_bytes", number),
             "packets_lost": _difference(before, after, "lost_up", 1),
             "packets_dropped": _difference(before, after, "dropped_up", 1),
-            "cpu_seconds_a_step": max(a["cpu_seconds"] for a in answers) / number,
-            **_seconds_inside(settled, answers, number),
+            "cpu_seconds_a_step": sum(a["cpu_seconds"] for a in answers)
+            / (number * self.setting.ranks),
+            **_seconds_inside(settled, last, number),
             "peak_gib": max(a["peak_kib"] for a in last) / 2**20,
             **ping,
         }
@@ -372,6 +408,11 @@ def _has_relay() -> bool:
         return True
     print("this build has no `torch-distro relay`: rows of the hub are left out", file=sys.stderr)
     return False
+
+
+def _median(answers: list[dict[str, Any]]) -> float:
+    """Of all steps of all ranks, in seconds."""
+    return statistics.median(seconds for answer in answers for seconds in answer["seconds"])
 
 
 def _slowest(answers: list[dict[str, Any]]) -> float:

@@ -68,8 +68,8 @@ class Ranks:
                 process.stdin.flush()
         return self._answers(deadline)
 
-    def end(self, deadline: float) -> list[dict[str, Any]]:
-        """End the trainings; the last words of each.
+    def end(self, deadline: float) -> None:
+        """End the trainings, each in its own time.
 
         Raises:
             RanksError: as step().
@@ -77,10 +77,9 @@ class Ranks:
         for process in self._processes:
             assert process.stdin is not None
             process.stdin.close()
-        answers = self._answers(deadline)
+        self._answers(deadline)
         for process in self._processes:
             process.wait()
-        return answers
 
     def close(self) -> None:
         """Kill those that still run. Idempotent."""

@@ -82,7 +82,11 @@ def main() -> None:
             optimizer.step()
             optimizer.zero_grad()
             seconds.append(time.perf_counter() - begin)
-        answer: dict[str, Any] = {"seconds": seconds, "cpu_seconds": time.process_time() - cpu}
+        answer: dict[str, Any] = {
+            "seconds": seconds,
+            "cpu_seconds": time.process_time() - cpu,
+            "peak_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        }
         if args.backend == "distro":
             import torch_distro
 
@@ -91,7 +95,7 @@ def main() -> None:
     if together:
         dist.barrier()
         dist.destroy_process_group()
-    say({"peak_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss})
+    say({})
 
 
 if __name__ == "__main__":
