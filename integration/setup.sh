@@ -107,7 +107,7 @@ package_stamp() {
   (
     cd "$root" || exit
     printf '%s\n' "$torch_version" "$("$venv/bin/python" --version)"
-    find CMakeLists.txt pyproject.toml kernels plugins transport backend bindings \
+    find CMakeLists.txt pyproject.toml kernels plugins transport backend bindings integration/emulator \
       -type f -not -name '*.pyc' -not -name '*.so' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
   ) | sha256sum
 }

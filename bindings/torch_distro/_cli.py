@@ -20,6 +20,7 @@ COMMANDS = {
         "torch_distro._doctor",
         "check this installation and environment, and say what to do about each finding",
     ),
+    "bench": ("torch_distro._bench", "measure what an exchange costs"),
 }
 """Name -> module, summary."""
 
