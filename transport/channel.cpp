@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <exception>
 #include <limits>
 
 #include "transport/bind.h"
@@ -14,6 +15,24 @@ bool is_neighbour(const ChannelConfig& config, int rank) noexcept {
   return rank != config.rank &&
          (config.neighbours.empty() ||
           std::ranges::find(config.neighbours, rank) != config.neighbours.end());
+}
+
+std::vector<int> Channel::multicast(std::span<const int> peers, const SharedBytes& message) {
+  std::vector<int> left;
+  std::exception_ptr error;
+  for (const int peer : peers) {
+    try {
+      send(peer, message);
+    } catch (const PeerLeft&) {
+      left.push_back(peer);
+    } catch (...) {
+      error = error ? error : std::current_exception();
+    }
+  }
+  if (error) {
+    std::rethrow_exception(error);
+  }
+  return left;
 }
 
 std::unique_ptr<Channel> open_channel(const ChannelConfig& config) {

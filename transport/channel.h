@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -111,6 +112,10 @@ class Channel {
   /// closed, PeerBacklog if the peer does not take what was sent before.
   virtual void send(int peer, SharedBytes message) = 0;
 
+  /// Queue one message for several peers, as send() does for one. Returns those that have left:
+  /// nothing was sent to them. Throws what send() throws for the others, once all have been tried.
+  virtual std::vector<int> multicast(std::span<const int> peers, const SharedBytes& message);
+
   /// The next message from `peer`. Messages that have arrived are handed out first; then throws
   /// PeerLost (of whichever rank of the group is lost, for it will be waited for in vain), PeerLeft
   /// (of `peer`), or PeerTimeout at the deadline, with who is late, by how much and when it was
@@ -119,6 +124,21 @@ class Channel {
 
   /// As receive, but an empty optional at once if nothing has arrived and nobody is lost.
   virtual std::optional<Bytes> try_receive(int peer) = 0;
+
+  /// A message, and who sent it.
+  struct Arrival {
+    int peer;
+    Bytes message;
+  };
+
+  /// The next message from any peer; those that have sent more than others do not hold those up.
+  /// Empty at the deadline, or when wake() was called. Messages that have arrived are handed out
+  /// first; then throws PeerLost (as receive), PeerLeft (of each peer once), or ClosedError. For
+  /// one thread at a time.
+  virtual std::optional<Arrival> receive_any(Deadline deadline) = 0;
+
+  /// The receive_any() under way, or the next one, comes back at once, with a message or empty.
+  virtual void wake() = 0;
 
   /// Tell all peers that the group cannot go on because of `culprit` (may be this rank). Every
   /// receive on every rank then throws PeerLost of the culprit, once the messages that arrived

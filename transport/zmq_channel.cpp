@@ -177,6 +177,24 @@ std::optional<Bytes> ZmqChannel::try_receive(int peer) {
   return unpack(peer, std::move(*taken));
 }
 
+std::optional<Channel::Arrival> ZmqChannel::receive_any(Deadline deadline) {
+  check_use("receive");
+  if (!connected_) {
+    throw ConfigError(fmt::format("rank {}: receive before connect", parts_->config.rank));
+  }
+  auto taken = parts_->inbox.receive_any(deadline);
+  if (!taken) {
+    return std::nullopt;
+  }
+  return Arrival{taken->peer, unpack(taken->peer, std::move(*taken))};
+}
+
+void ZmqChannel::wake() {
+  if (!foreign()) {
+    parts_->inbox.wake();
+  }
+}
+
 void ZmqChannel::abort(int culprit, std::string_view reason) {
   check_use("abort");
   Parts& parts = *parts_;

@@ -29,6 +29,8 @@ class ZmqChannel final : public Channel {
   void send(int peer, SharedBytes message) override;
   Bytes receive(int peer, Deadline deadline) override;
   std::optional<Bytes> try_receive(int peer) override;
+  std::optional<Arrival> receive_any(Deadline deadline) override;
+  void wake() override;
   void abort(int culprit, std::string_view reason) override;
   [[nodiscard]] std::optional<PeerLost> lost() const override;
   [[nodiscard]] std::optional<PeerError> suspect(Deadline until) const override;
