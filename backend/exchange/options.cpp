@@ -81,6 +81,12 @@ bool compresses(std::string_view text) {
   return choice<bool>(text, kValues);
 }
 
+Exact exact(std::string_view text) {
+  static constexpr std::pair<std::string_view, Exact> kValues[] = {
+      {"auto", Exact::automatic}, {"gloo", Exact::gloo}, {"transport", Exact::transport}};
+  return choice<Exact>(text, kValues);
+}
+
 // A name, or the path of a third-party transport.
 void transport_option(Options& options, std::string_view text) {
   options.plugin = nullptr;
@@ -222,6 +228,8 @@ const std::vector<Entry>& entries() {
       {"reduce_scatter", false, "exact, compress",
        [](Options& o, std::string_view t) { o.compress_reduce_scatter = compresses(t); },
        kOfGradients},
+      {"exact", false, "auto, gloo, transport",
+       [](Options& o, std::string_view t) { o.exact = exact(t); }},
   };
   return kEntries;
 }
@@ -344,6 +352,8 @@ std::string_view name_of(Mode mode) noexcept {
   return "unknown";
 }
 
+bool Options::own_transport() const noexcept { return exact == Exact::transport; }
+
 plugins::GradientConfig Options::gradient_config() const {
   // DeMo's own decay; with error feedback nothing is forgotten.
   const double decay = beta.value_or(mode == Mode::demo ? 0.999 : 1.0);
@@ -374,6 +384,7 @@ StringMap Options::agreed() const {
           {"transform", transform == plugins::Transform::dct ? "dct" : "none"},
           {"beta", beta ? fmt::format("{}", *beta) : "default"},
           {"reduce_scatter", compress_reduce_scatter ? "compress" : "exact"},
+          {"exact", own_transport() ? "transport" : "gloo"},
           {"transport", carried}};
 }
 

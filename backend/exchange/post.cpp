@@ -1,5 +1,8 @@
 #include "backend/exchange/post.h"
 
+#include <algorithm>
+#include <iterator>
+
 #include "backend/exchange/counters.h"
 
 namespace distro::exchange {
@@ -57,21 +60,28 @@ void Post::send(int neighbour, const transport::SharedBytes& message) const {
     // shows when we take it.
     return;
   }
-  auto& counter = is_near(neighbour) ? counters_.site_bytes : counters_.payload_bytes_sent;
-  counter.fetch_add(message->size(), std::memory_order_relaxed);
+  count(neighbour, *message);
 }
 
 void Post::spread(int writer, const transport::SharedBytes& message) const {
-  for (const int neighbour : site_) {
-    if (neighbour != writer) {
-      send(neighbour, message);
-    }
-  }
+  std::vector<int> to;
+  std::ranges::copy_if(site_, std::back_inserter(to),
+                       [&](int neighbour) { return neighbour != writer; });
   if (is_near(writer)) {
-    for (const int leader : other_sites_) {
-      send(leader, message);
+    to.insert(to.end(), other_sites_.begin(), other_sites_.end());
+  }
+  // Who has left needs no more from us, as in send().
+  const auto left = channel_.multicast(to, message);
+  for (const int neighbour : to) {
+    if (std::ranges::find(left, neighbour) == left.end()) {
+      count(neighbour, *message);
     }
   }
+}
+
+void Post::count(int neighbour, const transport::Bytes& message) const {
+  auto& counter = is_near(neighbour) ? counters_.site_bytes : counters_.payload_bytes_sent;
+  counter.fetch_add(message.size(), std::memory_order_relaxed);
 }
 
 }  // namespace distro::exchange

@@ -41,6 +41,8 @@ class Post {
   [[nodiscard]] bool is_near(int neighbour) const;
 
  private:
+  void count(int neighbour, const transport::Bytes& message) const;
+
   transport::Channel& channel_;
   Counters& counters_;
   const Sites& sites_;
