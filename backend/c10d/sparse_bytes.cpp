@@ -1,6 +1,7 @@
 #include "backend/c10d/sparse_bytes.h"
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -36,7 +37,7 @@ at::Tensor sparse_tensor(std::span<const std::byte> bytes, const at::Tensor& lik
 
   const std::int64_t sparse = like.sparse_dim();
   std::vector<std::int64_t> shape(like.sizes().begin() + sparse, like.sizes().end());
-  std::size_t entry_bytes = like.element_size();
+  auto entry_bytes = static_cast<std::size_t>(like.element_size());
   for (const std::int64_t size : shape) {
     entry_bytes *= static_cast<std::size_t>(size);
   }

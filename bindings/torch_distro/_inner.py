@@ -15,7 +15,6 @@ import torch.distributed as dist
 
 from torch_distro._extension import extension
 
-
 # Streams of collectives in a group's own transport: one for each backend below.
 _WHOLE, _ORDERED, _SITE = range(3)
 
