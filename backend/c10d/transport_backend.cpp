@@ -86,9 +86,10 @@ Combiner combiner(const c10d::ReduceOp& op, at::ScalarType type) {
         return Combiner::none;
     }
   }();
-  TORCH_CHECK_TYPE(exchange::can_combine(element_type(type), known), "tensors of ", type,
-                   " cannot be reduced with ",
-                   known == Combiner::none ? "this operator" : exchange::name_of(known));
+  // As Gloo's own: a RuntimeError.
+  TORCH_CHECK(exchange::can_combine(element_type(type), known), "tensors of ", type,
+              " cannot be reduced with ",
+              known == Combiner::none ? "this operator" : exchange::name_of(known));
   return known;
 }
 

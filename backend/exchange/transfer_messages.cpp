@@ -25,6 +25,10 @@ constexpr std::size_t kCreditsPerPool = 4;
 // a hostile peer fills some 50 MB.
 constexpr std::size_t kMaxUnwanted = std::size_t{1} << 18;
 
+// How long a rank that ends waits for a receiver to want what it has sent. Less breaks a script
+// that does not wait for its last message; more holds up the end of one that sends to nobody.
+constexpr std::chrono::seconds kDrain{10};
+
 }  // namespace
 
 TransferMessages::TransferMessages(transport::Channel& channel, Callbacks& callbacks, int rank,
@@ -300,7 +304,7 @@ void TransferMessages::finish_if_whole(int peer, std::uint64_t number) {
 }
 
 // The operation fails; what comes of its message is thrown away.
-bool TransferMessages::give_up(const std::shared_ptr<Wanted>& wanted,
+void TransferMessages::give_up(const std::shared_ptr<Wanted>& wanted,
                                const std::exception_ptr& error) {
   if (wanted->from >= 0) {
     for (auto& [number, coming] : peers_[static_cast<std::size_t>(wanted->from)].coming) {
@@ -312,7 +316,29 @@ bool TransferMessages::give_up(const std::shared_ptr<Wanted>& wanted,
   }
   callbacks_.run(
       [done = std::move(wanted->message.done), from = wanted->from, error] { done(from, error); });
-  return true;
+}
+
+transport::Deadline TransferMessages::drain(transport::Deadline since, transport::Deadline now,
+                                            const std::exception_ptr& error) {
+  transport::Deadline next = transport::Deadline::max();
+  std::erase_if(wanted_, [&](const auto& wanted) {
+    const bool in_vain = wanted->from < 0;
+    if (in_vain) {
+      give_up(wanted, error);
+    }
+    return in_vain;
+  });
+  std::erase_if(sending_, [&](Sending& sending) {
+    const auto last = std::max(since, sending.moved) + kDrain;
+    const bool in_vain = now >= last;
+    if (in_vain) {
+      callbacks_.run([done = std::move(sending.message.done), error] { done(error); });
+    } else {
+      next = std::min(next, last);
+    }
+    return in_vain;
+  });
+  return next;
 }
 
 void TransferMessages::leave(const transport::PeerLeft& peer) {
@@ -326,7 +352,8 @@ transport::Deadline TransferMessages::check(transport::Deadline now) {
     const auto from = wanted->from >= 0 ? std::optional(wanted->from) : message.from;
     const auto& left = from ? peers_[static_cast<std::size_t>(*from)].left : std::nullopt;
     if (left) {
-      return give_up(wanted, std::make_exception_ptr(*left));
+      give_up(wanted, std::make_exception_ptr(*left));
+      return true;
     }
     if (!from && peers_.size() > 1) {
       // Of any rank: in vain once all others have left.
@@ -338,7 +365,8 @@ transport::Deadline TransferMessages::check(transport::Deadline now) {
         last = gone ? &*gone : last;
       }
       if (all && last != nullptr) {
-        return give_up(wanted, std::make_exception_ptr(*last));
+        give_up(wanted, std::make_exception_ptr(*last));
+        return true;
       }
     }
     if (now - wanted->moved < message.timeout) {
@@ -347,14 +375,14 @@ transport::Deadline TransferMessages::check(transport::Deadline now) {
     }
     const std::chrono::duration<double> waited = now - wanted->moved;
     const std::string who = from ? fmt::format("rank {} is late", *from) : "no rank has sent it";
-    return give_up(
-        wanted,
-        std::make_exception_ptr(transport::PeerTimeout(
-            from.value_or(rank_),
-            fmt::format("rank {}: Timed out waiting {:.0f} ms for a message with tag {}: {} "
-                        "({} of {} bytes have come)",
-                        rank_, 1e3 * waited.count(), static_cast<std::int32_t>(message.tag), who,
-                        wanted->arrived, message.into.size()))));
+    give_up(wanted,
+            std::make_exception_ptr(transport::PeerTimeout(
+                from.value_or(rank_),
+                fmt::format("rank {}: Timed out waiting {:.0f} ms for a message with tag {}: {} "
+                            "({} of {} bytes have come)",
+                            rank_, 1e3 * waited.count(), static_cast<std::int32_t>(message.tag),
+                            who, wanted->arrived, message.into.size()))));
+    return true;
   });
   for (const Sending& sending : sending_) {
     if (now - sending.moved >= sending.message.timeout) {

@@ -62,6 +62,10 @@ class TransferMessages {
   void leave(const transport::PeerLeft& peer);
   bool pump(transport::Deadline now);
   transport::Deadline check(transport::Deadline now);
+  /// This rank ends, since `since`: fail what is wanted and does not come, and what was sent and is
+  /// not wanted for so long that it never will be. Returns when to look again.
+  transport::Deadline drain(transport::Deadline since, transport::Deadline now,
+                            const std::exception_ptr& error);
   void fail(const std::exception_ptr& error);
   [[nodiscard]] bool idle() const { return sending_.empty() && wanted_.empty(); }
   [[nodiscard]] const TransferProgress* moving() const;
@@ -119,7 +123,7 @@ class TransferMessages {
               transport::Deadline now);
   void finish_if_whole(int peer, std::uint64_t number);
   void tell(int peer, const TransferHeader& header);
-  bool give_up(const std::shared_ptr<Wanted>& wanted, const std::exception_ptr& error);
+  void give_up(const std::shared_ptr<Wanted>& wanted, const std::exception_ptr& error);
 
   transport::Channel& channel_;
   Callbacks& callbacks_;

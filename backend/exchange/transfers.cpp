@@ -114,13 +114,28 @@ Transfers::Task Transfers::next_task() {
   return task;
 }
 
+std::optional<transport::Deadline> Transfers::closing() {
+  const std::lock_guard lock(mutex_);
+  return closing_;
+}
+
+std::string Transfers::destroyed() const {
+  return fmt::format(
+      "rank {}: this process group was destroyed while exact collectives were under way",
+      config_.rank);
+}
+
 transport::Deadline Transfers::step(transport::Deadline now) {
   while (const Task task = next_task()) {
     task(now);
   }
+  transport::Deadline next = transport::Deadline::max();
+  if (const auto since = closing()) {
+    next = messages_.drain(*since, now, std::make_exception_ptr(Interrupted(destroyed())));
+  }
   const bool of_streams = streams_.pump(now);
   const bool more = messages_.pump(now) || of_streams;
-  transport::Deadline next = std::min(streams_.check(now), messages_.check(now));
+  next = std::min({next, streams_.check(now), messages_.check(now)});
   const bool idle = streams_.idle() && messages_.idle();
   const TransferProgress* moving = streams_.moving();
   reports_.look(moving != nullptr ? moving : messages_.moving(), now);
@@ -180,10 +195,7 @@ void Transfers::run() noexcept {
       error = failure_;  // given from outside
     }
     if (!error) {
-      error = std::make_exception_ptr(Interrupted(
-          fmt::format("rank {}: this process group was destroyed while exact collectives were "
-                      "under way",
-                      config_.rank)));
+      error = std::make_exception_ptr(Interrupted(destroyed()));
     }
   }
   give_up(error);
@@ -269,7 +281,8 @@ void Transfers::close() noexcept {
   }
   {
     std::unique_lock lock(mutex_);
-    closing_ = true;
+    closing_ = closing_ ? closing_ : transport::Clock::now();
+    channel_.wake();
     ended_.wait(lock, [this] { return !busy_; });
     stopping_ = true;
   }

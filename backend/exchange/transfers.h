@@ -71,7 +71,8 @@ class Transfers {
   /// Fail everything, now and from now on, on this rank.
   void fail(const std::exception_ptr& error) noexcept;
 
-  /// Let everything under way come to its end (its time-outs bound it), then end the threads. Not
+  /// Let everything under way come to its end (its time-outs bound it, but for messages that nobody
+  /// sends or wants), then end the threads. Not
   /// from a callback. Idempotent. In a forked child it does nothing, and the object must not be
   /// destroyed there.
   void close() noexcept;
@@ -89,6 +90,8 @@ class Transfers {
   void blame(const std::exception_ptr& error) noexcept;
   void tell_fault(std::string_view reason) noexcept;
   [[nodiscard]] bool stopping();
+  [[nodiscard]] std::optional<transport::Deadline> closing();
+  [[nodiscard]] std::string destroyed() const;
   [[nodiscard]] bool foreign() const noexcept;
 
   const Config config_;
@@ -99,11 +102,11 @@ class Transfers {
   TransferReports reports_;
   std::mutex mutex_;
   std::condition_variable ended_;
-  std::deque<Task> tasks_;      // guarded by mutex_, as all below
-  std::exception_ptr failure_;  // what everything from now on fails with
-  bool busy_ = false;           // the thread has something in hand
-  bool closing_ = false;        // nothing new is taken
-  bool stopping_ = false;       // the thread ends
+  std::deque<Task> tasks_;                      // guarded by mutex_, as all below
+  std::exception_ptr failure_;                  // what everything from now on fails with
+  bool busy_ = false;                           // the thread has something in hand
+  std::optional<transport::Deadline> closing_;  // since when nothing new is taken
+  bool stopping_ = false;                       // the thread ends
   const pid_t owner_;
   std::mutex joining_;  // guards thread_ against two that close
   std::thread thread_;

@@ -162,6 +162,18 @@ TEST(TransfersFailure, ClosingWaitsForWhatIsUnderWay) {
   EXPECT_THROW(barrier(ranks[0]), ExchangeError);
 }
 
+TEST(TransfersFailure, ClosingDoesNotWaitForMessagesThatNobodySends) {
+  TransferRanks ranks(2);
+  Bytes first(1);
+  Bytes second(1);
+  Ending of_one = want(ranks[0], 1, first);
+  Ending of_any = want(ranks[1], std::nullopt, second);
+  // Each would wait for the other to leave.
+  ranks.each([&](int rank, Transfers&) { ranks.close(rank); });
+  EXPECT_THROW(of_one.wait(), std::runtime_error);
+  EXPECT_THROW(of_any.wait(), std::runtime_error);
+}
+
 TEST(TransfersFailure, FailingEndsWhatIsUnderWayHere) {
   TransferRanks ranks(2);
   Ending waiting = barrier(ranks[0]);

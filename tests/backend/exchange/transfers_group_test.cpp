@@ -92,8 +92,8 @@ TEST(TransfersOfAGroup, ALossInOneChannelIsALossInBoth) {
       std::vector<std::int32_t> values(3);
       barrier(*group.transfers(), std::chrono::milliseconds(200)).wait();
     }
-    static_cast<void>(group.take(1, {.module = 0, .kind = MessageKind::begin, .exchange = 0},
-                                 group.deadline()));
+    static_cast<void>(
+        group.take(1, {.module = 0, .kind = MessageKind::begin, .exchange = 0}, group.deadline()));
   });
   for (std::size_t rank = 0; rank < 3; ++rank) {
     EXPECT_NE(in_barrier[rank].find("rank 1 has burnt"), std::string::npos) << in_barrier[rank];
