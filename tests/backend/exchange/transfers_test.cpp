@@ -39,7 +39,7 @@ TEST(Transfers, ReductionsInPlaceAreExact) {
   TransferRanks ranks(kRanks);
   ranks.expect_each([](int rank, Transfers& transfers) {
     for (const std::size_t size : {std::size_t{0}, std::size_t{1}, kTransferChunk / 4,
-                                   kTransferChunk, std::size_t{3} << 20}) {
+                                   kTransferChunk, std::size_t{5} << 18}) {
       std::vector<std::int32_t> values(size);
       std::iota(values.begin(), values.end(), 1000 * rank);
       all_reduce(transfers, kRanks, values).wait();
