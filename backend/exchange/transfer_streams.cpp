@@ -438,7 +438,7 @@ void TransferStreams::throw_late(const Active& active, const std::vector<int>& a
                      : std::string("did not come to it");
   throw transport::PeerTimeout(
       late.empty() ? rank_ : late.front(),
-      fmt::format("rank {}: {} late at {}: waited {:.1f} s (the time-out is {:.1f} s), {}. It "
+      fmt::format("rank {}: {} late at {}: waited {:.1f} s (the timeout is {:.1f} s), {}. It "
                   "hangs, or computes, or its script does something else; look at its log.",
                   rank_, ranks_text(late) + (late.size() == 1 ? " is" : " are"),
                   active.progress.name, waited.count(), limit.count(), state));

@@ -21,6 +21,12 @@ constexpr std::chrono::milliseconds kLookAgain{500};
 // for nothing, more would let the line idle.
 constexpr int kMessagesAtATime = 32;
 
+// A fault that another rank has told all ranks of.
+class ToldFault : public ExchangeError {
+ public:
+  using ExchangeError::ExchangeError;
+};
+
 }  // namespace
 
 Transfers::Transfers(transport::Channel& channel, Config config)
@@ -99,7 +105,7 @@ void Transfers::take(int peer, transport::Bytes message, transport::Deadline now
     case TransferKind::fault: {
       const std::string_view text(reinterpret_cast<const char*>(opened.payload.data()),
                                   opened.payload.size());
-      throw ExchangeError(fmt::format("rank {} says: {}", peer, printable(text, kMaxFaultBytes)));
+      throw ToldFault(fmt::format("rank {} says: {}", peer, printable(text, kMaxFaultBytes)));
     }
   }
 }
@@ -231,6 +237,7 @@ void Transfers::blame(const std::exception_ptr& error) noexcept {
   try {
     std::rethrow_exception(error);
   } catch (const Interrupted&) {
+  } catch (const ToldFault&) {
   } catch (const transport::ClosedError&) {
   } catch (const transport::PeerError& known) {
     report(known.rank(), known.what());

@@ -278,7 +278,7 @@ def test_ranks_that_differ_all_hear_what_differs() -> None:
         assert "rank 1 does all_reduce of 3 float32 (SUM)" in error.message
 
 
-@pytest.mark.parametrize("name", test_timeouts.EXACT)
+@pytest.mark.parametrize("name", ["all_reduce", "recv"])
 def test_time_outs_are_heeded(name: str) -> None:
     run(2, test_timeouts._lowered, name, timeout=test_timeouts.LONG, options=TRANSPORT)
     run(2, test_timeouts._raised, name, timeout=test_timeouts.SHORT, options=TRANSPORT)
