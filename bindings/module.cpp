@@ -19,6 +19,7 @@
 #include "backend/c10d/module_synchroniser.h"
 #include "backend/c10d/process_group_distro.h"
 #include "backend/c10d/store.h"
+#include "backend/c10d/transport_backend.h"
 #include "backend/exchange/group.h"
 #include "backend/exchange/stats_path.h"
 #include "bindings/codec.h"
@@ -32,6 +33,7 @@ using distro::c10d_backend::InnerBackend;
 using distro::c10d_backend::ModuleGradients;
 using distro::c10d_backend::ModuleSynchroniser;
 using distro::c10d_backend::ProcessGroupDistro;
+using distro::c10d_backend::TransportBackend;
 using BackendOptions = ProcessGroupDistro::Options;
 using distro::exchange::Group;
 using distro::exchange::StringMap;
@@ -219,6 +221,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def_property_readonly(
           "has_keys", [](const Group& group) { return group.options().has_keys(); },
           "The group's channel is encrypted.")
+      .def_property_readonly(
+          "own_transport", [](const Group& group) { return group.options().own_transport(); },
+          "Exact collectives run over the group's own transport: by TransportBackend.")
       .def_property_readonly("closed", &Group::closed)
       .def_property_readonly("stats_path",
                              [](const Group& group) { return group.options().stats_path; })
@@ -286,6 +291,13 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
                                                         std::move(make_device), stage_host);
            }),
            py::arg("host"), py::arg("make_device") = py::none(), py::arg("stage_host") = false);
+
+  py::class_<TransportBackend, c10d::Backend, c10::intrusive_ptr<TransportBackend>>(
+      module, "TransportBackend")
+      .def(py::init<std::shared_ptr<Group>, std::chrono::milliseconds, std::uint32_t,
+                    std::vector<int>>(),
+           py::arg("group"), py::arg("timeout"), py::arg("stream"), py::arg("members"),
+           release_gil());
 
   py::class_<ProcessGroupDistro, c10d::Backend, c10::intrusive_ptr<ProcessGroupDistro>>(
       module, "ProcessGroupDistro")

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <exception>
 #include <limits>
 
 #include "transport/bind.h"
@@ -45,7 +46,6 @@ std::size_t send_chunk_bytes(const ChannelConfig& config) noexcept {
   return std::min<std::size_t>(config.chunk_bytes,
                                std::max(config.rate_limit_bytes / kChunksASecond, kLeast));
 }
-
 std::unique_ptr<Channel> open_channel(const ChannelConfig& config) {
   if (config.world_size < 1 || config.rank < 0 || config.rank >= config.world_size) {
     throw ConfigError(fmt::format("rank {} in a group of {} ranks: ranks count from 0 to {}",

@@ -144,14 +144,15 @@ class Channel {
   /// Returns at once. Throws ProtocolError when a peer speaks another protocol version (names it).
   virtual void connect(std::vector<PeerAddress> peers) = 0;
 
-  /// Queue the message for each of the peers, as send does, but for those that have left. Through a
-  /// hub it is uploaded once. Returns for how many it is.
-  virtual std::size_t multicast(std::span<const int> peers, const SharedBytes& message) = 0;
-
   /// Queue a message for `peer`. Returns at once; messages to one peer arrive in order, each
   /// exactly once. Throws PeerError if the peer is lost or has left, ClosedError if the channel is
   /// closed, PeerBacklog if the peer does not take what was sent before.
   virtual void send(int peer, SharedBytes message) = 0;
+
+  /// Queue one message for several peers, as send() does for one; through a hub it is uploaded
+  /// once. Returns those that have left: nothing was sent to them. Throws what send() throws for
+  /// the others, once all have been tried.
+  virtual std::vector<int> multicast(std::span<const int> peers, const SharedBytes& message) = 0;
 
   /// The next message from `peer`. Messages that have arrived are handed out first; then throws
   /// PeerLost (of whichever rank of the group is lost, for it will be waited for in vain), PeerLeft
@@ -161,6 +162,21 @@ class Channel {
 
   /// As receive, but an empty optional at once if nothing has arrived and nobody is lost.
   virtual std::optional<Bytes> try_receive(int peer) = 0;
+
+  /// A message, and who sent it.
+  struct Arrival {
+    int peer;
+    Bytes message;
+  };
+
+  /// The next message from any peer; those that have sent more than others do not hold those up.
+  /// Empty at the deadline, or when wake() was called. Messages that have arrived are handed out
+  /// first; then throws PeerLost (as receive), PeerLeft (of each peer once), or ClosedError. For
+  /// one thread at a time.
+  virtual std::optional<Arrival> receive_any(Deadline deadline) = 0;
+
+  /// The receive_any() under way, or the next one, comes back at once, with a message or empty.
+  virtual void wake() = 0;
 
   /// Tell all peers that the group cannot go on because of `culprit` (may be this rank). Every
   /// receive on every rank then throws PeerLost of the culprit, once the messages that arrived

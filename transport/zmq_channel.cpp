@@ -148,20 +148,26 @@ void ZmqChannel::send(int peer, SharedBytes message) {
                          message = count(peer, std::move(message))] { mesh->send(peer, message); });
 }
 
-std::size_t ZmqChannel::multicast(std::span<const int> peers, const SharedBytes& message) {
+std::vector<int> ZmqChannel::multicast(std::span<const int> peers, const SharedBytes& message) {
   std::vector<Mesh::Letter> letters;
+  std::vector<int> left;
+  std::exception_ptr error;
   for (const int peer : peers) {
     try {
       check_send(peer, message);
       letters.push_back({peer, count(peer, message)});
     } catch (const PeerLeft&) {
-      continue;  // it has ended normally and needs no more
+      left.push_back(peer);
+    } catch (...) {
+      error = error ? error : std::current_exception();
     }
   }
-  const std::size_t count = letters.size();
   parts_->service->post(
       [mesh = parts_->mesh.get(), letters = std::move(letters)] { mesh->multicast(letters); });
-  return count;
+  if (error) {
+    std::rethrow_exception(error);
+  }
+  return left;
 }
 
 SharedBytes ZmqChannel::count(int peer, SharedBytes message) {
@@ -199,6 +205,24 @@ std::optional<Bytes> ZmqChannel::try_receive(int peer) {
     return std::nullopt;
   }
   return unpack(peer, std::move(*taken));
+}
+
+std::optional<Channel::Arrival> ZmqChannel::receive_any(Deadline deadline) {
+  check_use("receive");
+  if (!connected_) {
+    throw ConfigError(fmt::format("rank {}: receive before connect", parts_->config.rank));
+  }
+  auto taken = parts_->inbox.receive_any(deadline);
+  if (!taken) {
+    return std::nullopt;
+  }
+  return Arrival{taken->peer, unpack(taken->peer, std::move(*taken))};
+}
+
+void ZmqChannel::wake() {
+  if (!foreign()) {
+    parts_->inbox.wake();
+  }
 }
 
 void ZmqChannel::abort(int culprit, std::string_view reason) {

@@ -97,6 +97,12 @@ bool compresses(std::string_view text) {
   return choice<bool>(text, kValues);
 }
 
+Exact exact(std::string_view text) {
+  static constexpr std::pair<std::string_view, Exact> kValues[] = {
+      {"auto", Exact::automatic}, {"gloo", Exact::gloo}, {"transport", Exact::transport}};
+  return choice<Exact>(text, kValues);
+}
+
 // A name, or the path of a third-party transport.
 void transport_option(Options& options, std::string_view text) {
   options.plugin = nullptr;
@@ -235,6 +241,8 @@ const std::vector<Entry>& entries() {
       {"reduce_scatter", false, "exact, compress",
        [](Options& o, std::string_view t) { o.compress_reduce_scatter = compresses(t); },
        kOfGradients},
+      {"exact", false, "auto, gloo, transport",
+       [](Options& o, std::string_view t) { o.exact = exact(t); }},
   };
   return kEntries;
 }
@@ -354,6 +362,11 @@ Options resolve_options(const StringMap& environment, const StringMap& overrides
         "the two.");
   }
   check_keys(options);
+  if (options.exact == Exact::gloo && (options.hub || options.has_keys())) {
+    throw OptionError(
+        "Options(exact)=gloo with a hub or keys: Gloo connects every rank with every other, in the "
+        "clear. Leave it out, and exact collectives go the way of everything else.");
+  }
   for (const auto& setting : overrides) {
     check_mode(*std::ranges::find(entries(), setting.first, &Entry::name), options.mode);
   }
@@ -388,6 +401,10 @@ std::string_view name_of(Mode mode) noexcept {
   return "unknown";
 }
 
+bool Options::own_transport() const noexcept {
+  return exact == Exact::transport || (exact == Exact::automatic && (hub || has_keys()));
+}
+
 plugins::GradientConfig Options::gradient_config() const {
   // DeMo's own decay; with error feedback nothing is forgotten.
   const double decay = beta.value_or(mode == Mode::demo ? 0.999 : 1.0);
@@ -418,6 +435,7 @@ StringMap Options::agreed() const {
           {"transform", transform == plugins::Transform::dct ? "dct" : "none"},
           {"beta", beta ? fmt::format("{}", *beta) : "default"},
           {"reduce_scatter", compress_reduce_scatter ? "compress" : "exact"},
+          {"exact", own_transport() ? "transport" : "gloo"},
           {"topology", hub ? "hub" : "mesh"},
           {"transport", carried},
           {"keys", has_keys() ? "1" : "0"}};

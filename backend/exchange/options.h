@@ -26,6 +26,9 @@ enum class Mode : std::uint8_t { automatic, weights, ef, demo, dense };
   return mode == Mode::ef || mode == Mode::demo;
 }
 
+/// What runs exact collectives on the host: Gloo, or the group's own transport (docs/adr/0016).
+enum class Exact : std::uint8_t { automatic, gloo, transport };
+
 using StringMap = std::map<std::string, std::string, std::less<>>;
 
 /// The options of one process group, resolved and checked. README.md, "Options", lists them for
@@ -42,6 +45,7 @@ struct Options {
   plugins::Transform transform = plugins::Transform::dct;  ///< ef, demo.
   std::optional<double> beta;  ///< ef, demo: decay of the residual; empty: 1 in ef, 0.999 in demo.
   bool compress_reduce_scatter = false;  ///< ef, demo: reduce-scatters, too, are compressed.
+  Exact exact = Exact::automatic;
   transport::Carrier carrier = transport::Carrier::tcp;
   std::shared_ptr<const transport::Plugin> plugin;  ///< Carrier::plugin: the loaded library.
   bool hub = false;                                 ///< Everything goes by the relay.
@@ -63,6 +67,9 @@ struct Options {
 
   /// Those that every rank must share, by name, as text: what the ranks compare when they meet.
   [[nodiscard]] StringMap agreed() const;
+
+  /// Exact collectives run over the group's own transport, and neither Gloo nor NCCL connects.
+  [[nodiscard]] bool own_transport() const noexcept;
 
   /// What the codec of a gradient reduction needs to know (modes ef and demo).
   [[nodiscard]] plugins::GradientConfig gradient_config() const;

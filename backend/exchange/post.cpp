@@ -62,8 +62,7 @@ void Post::send(int neighbour, const transport::SharedBytes& message) const {
     // shows when we take it.
     return;
   }
-  auto& counter = is_near(neighbour) ? counters_.site_bytes : counters_.payload_bytes_sent;
-  counter.fetch_add(message->size(), std::memory_order_relaxed);
+  count(1, is_near(neighbour), *message);
 }
 
 void Post::multicast(const std::vector<int>& neighbours,
@@ -71,11 +70,9 @@ void Post::multicast(const std::vector<int>& neighbours,
   if (neighbours.empty()) {
     return;
   }
-  const std::size_t reached = channel_.multicast(neighbours, message);
+  const std::size_t reached = neighbours.size() - channel_.multicast(neighbours, message).size();
   const bool near = is_near(neighbours.front());
-  const std::size_t times = !near && uploads_once_ ? std::min<std::size_t>(reached, 1) : reached;
-  auto& counter = near ? counters_.site_bytes : counters_.payload_bytes_sent;
-  counter.fetch_add(times * message->size(), std::memory_order_relaxed);
+  count(!near && uploads_once_ ? std::min<std::size_t>(reached, 1) : reached, near, *message);
 }
 
 void Post::spread(int writer, const transport::SharedBytes& message) const {
@@ -86,6 +83,11 @@ void Post::spread(int writer, const transport::SharedBytes& message) const {
   if (is_near(writer)) {
     multicast(other_sites_, message);
   }
+}
+
+void Post::count(std::size_t recipients, bool near, const transport::Bytes& message) const {
+  auto& counter = near ? counters_.site_bytes : counters_.payload_bytes_sent;
+  counter.fetch_add(recipients * message.size(), std::memory_order_relaxed);
 }
 
 }  // namespace distro::exchange

@@ -43,6 +43,7 @@ class Post {
   [[nodiscard]] bool is_near(int neighbour) const;
 
  private:
+  void count(std::size_t recipients, bool near, const transport::Bytes& message) const;
   void multicast(const std::vector<int>& neighbours, const transport::SharedBytes& message) const;
 
   transport::Channel& channel_;

@@ -19,7 +19,7 @@ using nlohmann::json;
 
 // Version of what ranks tell each other in the store and in records. Ranks of different versions do
 // not mix.
-constexpr int kVersion = 2;
+constexpr int kVersion = 3;
 
 struct Hello {
   int version = 0;
@@ -169,23 +169,32 @@ transport::ChannelConfig channel_config(const Identity& identity, const Options&
   return config;
 }
 
-std::vector<transport::PeerAddress> exchange_addresses(Board& board, const Identity& identity,
-                                                       const transport::PeerAddress& own) {
-  board.set("address", identity.rank,
-            json{{"endpoint", own.endpoint},
-                 {"session", own.session},
-                 {"protocol", own.protocol},
-                 {"host", own.host},
-                 {"pid", own.pid},
-                 {"pid_start", own.pid_start}});
-  std::vector<transport::PeerAddress> addresses;
-  for (int rank = 0; rank < identity.world_size; ++rank) {
-    addresses.push_back(read(board, "address", rank, identity, [&](const json& blob) {
-      return transport::PeerAddress{blob.at("endpoint"), blob.at("session"), blob.at("protocol"),
-                                    blob.at("host"),     blob.at("pid"),     blob.at("pid_start")};
-    }));
+using Addresses = std::vector<transport::PeerAddress>;  // by rank
+
+// Publish where this rank's channels are, and read where those of the others are. The second
+// channel (null: there is none) is another endpoint of the same process.
+void exchange_addresses(Board& board, const Identity& identity, const transport::Channel& channel,
+                        const transport::Channel* exact, Addresses& peers, Addresses& exact_peers) {
+  const transport::PeerAddress own = channel.address();
+  json told{{"endpoint", own.endpoint}, {"session", own.session}, {"protocol", own.protocol},
+            {"host", own.host},         {"pid", own.pid},         {"pid_start", own.pid_start}};
+  if (exact != nullptr) {
+    told["exact_endpoint"] = exact->address().endpoint;
+    told["exact_session"] = exact->address().session;
   }
-  return addresses;
+  board.set("address", identity.rank, told);
+  for (int rank = 0; rank < identity.world_size; ++rank) {
+    read(board, "address", rank, identity, [&](const json& blob) {
+      transport::PeerAddress& peer = peers.emplace_back(
+          transport::PeerAddress{blob.at("endpoint"), blob.at("session"), blob.at("protocol"),
+                                 blob.at("host"), blob.at("pid"), blob.at("pid_start")});
+      if (exact != nullptr) {
+        exact_peers.push_back(peer);
+        exact_peers.back().endpoint = blob.at("exact_endpoint");
+        exact_peers.back().session = blob.at("exact_session");
+      }
+    });
+  }
 }
 
 int world_rank(const Identity& identity, int rank) {
@@ -223,6 +232,9 @@ void check_keys(const std::vector<Hello>& hellos, const transport::Keys& keys,
     }
   }
 }
+
+// The number of a group's second channel, which a relay must not take for the first.
+std::uint64_t exact_number(std::uint64_t group) { return ~group; }
 
 std::uint64_t random_group() {
   std::random_device device;
@@ -289,7 +301,12 @@ Meeting meet(BlobStore& store, const Identity& identity, const Options& options)
   meeting.site_own_devices = each_can_have_its_own(near);
   meeting.own_devices = each_can_have_its_own(placements);
   meeting.local_ranks = static_cast<int>(std::max<std::ptrdiff_t>(local, 1));
-  const bool one_host = local == static_cast<std::ptrdiff_t>(hellos.size());
+  // Through a hub only those of the own site dial this rank.
+  const auto all_here = [&](const std::vector<Placement>& ranks) {
+    return std::ranges::count(ranks, host, &Placement::host) ==
+           static_cast<std::ptrdiff_t>(ranks.size());
+  };
+  const bool one_host = all_here(options.hub ? near : placements);
   auto config = channel_config(identity, options, hellos.front().group, one_host, keys);
   if (meeting.sites.participants() < identity.world_size) {
     config.neighbours = meeting.sites.neighbours(identity.rank);
@@ -303,12 +320,25 @@ Meeting meet(BlobStore& store, const Identity& identity, const Options& options)
       check_keys(hellos, *keys, identity, options);
     }
     meeting.channel = transport::open_channel(config);
+    if (options.own_transport()) {
+      config.neighbours.clear();  // exact collectives know no sites
+      config.group = exact_number(config.group);
+      config.priority = transport::Priority::exact;
+      meeting.exact_channel = transport::open_channel(config);
+    }
   } catch (const std::exception& error) {
     // The others wait for this rank's address: tell them why it will not come.
     board.set("address", identity.rank, json{{"error", error.what()}});
     throw;
   }
-  meeting.channel->connect(exchange_addresses(board, identity, meeting.channel->address()));
+  Addresses peers;
+  Addresses exact_peers;
+  exchange_addresses(board, identity, *meeting.channel, meeting.exact_channel.get(), peers,
+                     exact_peers);
+  meeting.channel->connect(std::move(peers));
+  if (meeting.exact_channel) {
+    meeting.exact_channel->connect(std::move(exact_peers));
+  }
   return meeting;
 }
 

@@ -38,8 +38,10 @@ struct Identity {
 /// A group whose ranks have met: same version, same options.
 struct Meeting {
   std::unique_ptr<transport::Channel> channel;  ///< Open and connecting.
-  int local_ranks = 1;                          ///< Ranks on this host, this one included.
-  bool own_devices = false;                     ///< Every rank can have an accelerator for itself.
+  /// Another one, of all ranks, for exact collectives; null where Options::own_transport() is not.
+  std::unique_ptr<transport::Channel> exact_channel;
+  int local_ranks = 1;       ///< Ranks on this host, this one included.
+  bool own_devices = false;  ///< Every rank can have an accelerator for itself.
   std::uint64_t round = 0;   ///< Groups that these ranks made before on the same store and prefix.
   std::string bind_address;  ///< Address of this host that peers may reach.
   Sites sites = Sites::none(1);   ///< Which ranks act as one.
@@ -47,11 +49,11 @@ struct Meeting {
 };
 
 /// Meet the other ranks of the group in the store, compare versions and options, and open the
-/// channel. Throws ExchangeError on every rank when ranks differ (naming ranks, option and values),
-/// when some ranks of a host have a site and some have none, when a rank's key is another than the
-/// peers file of one of them says, or when a rank could not read its keys or open its channel;
-/// transport::ConfigError on the rank that could not;
-/// transport::PeerTimeout when a rank does not come.
+/// channels. Throws ExchangeError on every rank when ranks differ (naming ranks, option and
+/// values), when some ranks of a host have a site and some have none, when a rank's key is another
+/// than the peers file of one of them says, or when a rank could not read its keys or open its
+/// channel; transport::ConfigError on the rank that could not; transport::PeerTimeout when a rank
+/// does not come.
 Meeting meet(BlobStore& store, const Identity& identity, const Options& options);
 
 /// Instead of meet(): let the others know that this rank cannot start, so that they do not wait for

@@ -32,6 +32,8 @@ class Options:
         beta: ``ef``, ``demo``: decay of the unsent gradient at each step, 0 to 1 (1 in ``ef``,
             0.999 in ``demo``).
         reduce_scatter: ``ef``, ``demo``: ``exact``, or ``compress`` the reduce-scatter of FSDP.
+        exact: what runs exact collectives: ``gloo`` (each rank to each, in the clear),
+            ``transport`` (the same transport as the exchange), or ``auto``: ``gloo``.
         transport: ``tcp``, ``ipc`` (ranks of one host), ``inproc`` (ranks that are threads), or the
             path of a shared library (docs/transports.md).
         topology: ``mesh``, or ``hub``: everything goes by the ``relay``.
@@ -71,6 +73,7 @@ class Options:
     transform: Literal["dct", "none"] | None = None
     beta: float | None = None
     reduce_scatter: Literal["exact", "compress"] | None = None
+    exact: Literal["auto", "gloo", "transport"] | None = None
     curve_secret_file: str | None = None
     curve_peers_file: str | None = None
 
