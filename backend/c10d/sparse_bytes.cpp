@@ -9,6 +9,29 @@
 
 namespace distro::c10d_backend {
 
+namespace {
+
+// An index of each sparse dimension, and a value of the dense ones.
+std::size_t bytes_of_entry(const at::Tensor& like) {
+  auto bytes = static_cast<std::size_t>(like.element_size());
+  for (const std::int64_t size : like.sizes().slice(static_cast<std::size_t>(like.sparse_dim()))) {
+    bytes *= static_cast<std::size_t>(size);
+  }
+  return bytes + static_cast<std::size_t>(like.sparse_dim()) * sizeof(std::int64_t);
+}
+
+}  // namespace
+
+std::size_t most_sparse_bytes(const at::Tensor& like) {
+  // Coalesced: one entry for each place, at most.
+  std::size_t entries = 1;
+  for (const std::int64_t size :
+       like.sizes().slice(0, static_cast<std::size_t>(like.sparse_dim()))) {
+    entries *= static_cast<std::size_t>(size);
+  }
+  return sizeof(std::uint64_t) + entries * bytes_of_entry(like);
+}
+
 std::vector<std::byte> sparse_bytes(const at::Tensor& tensor) {
   const at::NoGradGuard no_grad;
   const at::Tensor coalesced = tensor.detach().coalesce();
@@ -37,11 +60,7 @@ at::Tensor sparse_tensor(std::span<const std::byte> bytes, const at::Tensor& lik
 
   const std::int64_t sparse = like.sparse_dim();
   std::vector<std::int64_t> shape(like.sizes().begin() + sparse, like.sizes().end());
-  auto entry_bytes = static_cast<std::size_t>(like.element_size());
-  for (const std::int64_t size : shape) {
-    entry_bytes *= static_cast<std::size_t>(size);
-  }
-  entry_bytes += static_cast<std::size_t>(sparse) * sizeof(std::int64_t);
+  const std::size_t entry_bytes = bytes_of_entry(like);
   TORCH_CHECK_VALUE(
       entry_bytes == 0 ? bytes.empty() && entries <= 1
                        : bytes.size() % entry_bytes == 0 && bytes.size() / entry_bytes == entries,

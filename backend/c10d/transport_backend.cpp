@@ -314,7 +314,9 @@ void TransportBackend::add_sparse(Call& call, at::Tensor& tensor) const {
   one.outgoing.push_back({*own, others()});
   for (std::size_t rank = 0; rank < members_.size(); ++rank) {
     if (static_cast<int>(rank) != rank_) {
-      one.incoming.push_back({.from = members_[rank], .growing = &(*received)[rank]});
+      one.incoming.push_back({.from = members_[rank],
+                              .bytes = most_sparse_bytes(tensor),
+                              .growing = &(*received)[rank]});
     }
   }
   call.at_end([tensor, own, received, rank = static_cast<std::size_t>(rank_),

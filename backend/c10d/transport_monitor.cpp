@@ -75,7 +75,9 @@ void TransportBackend::monitoredBarrier(const c10d::BarrierOptions& options, boo
   if (size_ == 1) {
     return;
   }
-  const milliseconds limit = timeout(options.timeout);
+  // Unlike elsewhere 0 is a time-out here.
+  const milliseconds limit =
+      options.timeout == c10d::kUnsetTimeout ? timeout_.load() : options.timeout;
   const auto deadline = transport::Clock::now() + limit;
   // Throws if the rank does not come to this barrier.
   const auto hear = [&](int rank) {
@@ -98,6 +100,12 @@ void TransportBackend::monitoredBarrier(const c10d::BarrierOptions& options, boo
   std::vector<int> absent;
   std::string why;
   for (int rank = 1; rank < size_ && (absent.empty() || wait_all_ranks); ++rank) {
+    if (transport::Clock::now() >= deadline && !wait_all_ranks) {
+      C10_THROW_ERROR(DistBackendError,
+                      fmt::format("Rank 0 timed out in monitoredBarrier after {} ms, before rank "
+                                  "{} and those after it had come",
+                                  limit.count(), rank));
+    }
     try {
       hear(rank);
     } catch (const std::exception& error) {

@@ -92,7 +92,7 @@ void TransferStreams::issue(Collective collective, transport::Deadline now) {
     from.bytes = incoming.bytes;
     from.into = incoming.into;
     from.growing = incoming.growing;
-    active.progress.total += incoming.bytes;
+    active.progress.total += incoming.growing == nullptr ? incoming.bytes : 0;
   }
   for (auto& [peer, ignored] : active.incoming) {
     use(collective.stream, stream, peer, now);
@@ -252,7 +252,7 @@ void TransferStreams::use(std::uint32_t number, Stream& stream, int peer, Active
   if (part.description) {
     incoming.told = part.description;
     compare(active, peer, *part.description, now);
-    if (incoming.growing != nullptr) {
+    if (incoming.growing != nullptr && !active.differs_since) {
       incoming.bytes = part.description->total;
       active.progress.total += incoming.bytes;
     }
@@ -365,10 +365,12 @@ void TransferStreams::compare(Active& active, int peer, const TransferDescriptio
                               transport::Deadline now) const {
   const Incoming& incoming = active.incoming.at(peer);
   const bool is_same = same(told, active.what);
-  const bool fits = incoming.growing != nullptr || told.total == incoming.bytes;
+  const bool fits =
+      incoming.growing != nullptr ? told.total <= incoming.bytes : told.total == incoming.bytes;
   if (is_same && !fits) {
-    active.sizes_differ = fmt::format("rank {} sends {} bytes to rank {}, which takes {}", peer,
-                                      told.total, rank_, incoming.bytes);
+    active.sizes_differ =
+        fmt::format("rank {} sends {} bytes to rank {}, which takes {}{}", peer, told.total, rank_,
+                    incoming.growing != nullptr ? "at most " : "", incoming.bytes);
   }
   if ((!is_same || !fits) && !active.differs_since) {
     active.differs_since = now;

@@ -31,8 +31,8 @@ struct Collective {
     std::span<const std::byte> bytes;
     std::vector<int> to;
   };
-  /// Bytes to take of one rank: into memory; or, where `growing` is given, as many as come; or,
-  /// in a reduction, by the piece.
+  /// Bytes to take of one rank: into memory; or, where `growing` is given, as many as come, at most
+  /// `bytes`; or, in a reduction, by the piece.
   struct Incoming {
     int from = 0;
     std::size_t bytes = 0;

@@ -81,6 +81,19 @@ TEST(TransfersFailure, SizesThatOnlyTheTwoOfThemKnowOfAreCompared) {
   expect_parts(errors, {"sends 12 bytes", "takes 16", "all_to_all"});
 }
 
+TEST(TransfersFailure, WhatGrowsHasALimit) {
+  TransferRanks ranks(2);
+  const auto errors = ranks.each([&](int rank, Transfers& transfers) {
+    const Bytes own(12);
+    Bytes got;
+    issue(transfers, {.what = {.operation = TransferOperation::sparse_all_reduce},
+                      .outgoing = {{own, {1 - rank}}},
+                      .incoming = {{.from = 1 - rank, .bytes = 11, .growing = &got}}})
+        .wait();
+  });
+  expect_parts(errors, {"sends 12 bytes", "takes at most 11"});
+}
+
 TEST(TransfersFailure, ALateRankIsNamedWithTheOperation) {
   constexpr int kRanks = 3;
   TransferRanks ranks(kRanks);

@@ -96,7 +96,7 @@ TEST(Transfers, WhatGrowsTakesWhatComes) {
     Ending ending;
     Collective collective{.what = {.operation = TransferOperation::sparse_all_reduce},
                           .outgoing = {{own, {1 - rank}}},
-                          .incoming = {{.from = 1 - rank, .growing = &got}},
+                          .incoming = {{.from = 1 - rank, .bytes = 700'000, .growing = &got}},
                           .timeout = kLong,
                           .done = ending.done()};
     transfers.issue(std::move(collective));
