@@ -95,8 +95,14 @@ def _bind(address: str, port: int) -> None:
         probe.bind((address, port))
 
 
+def _by_relay() -> bool:
+    return os.environ.get("DISTRO_TOPOLOGY") == "hub"
+
+
 def network() -> list[Finding]:
     """The address to listen on, and the one told to peers."""
+    if _by_relay() and not os.environ.get("DISTRO_SITE"):
+        return [ok("network", "listens nowhere: everything goes by the relay")]
     try:
         address = bind_address()
         parsed = ipaddress.ip_address(address)
@@ -266,7 +272,7 @@ _RELAY_SECONDS = 5.0
 def relay() -> list[Finding]:
     """Whether something listens at DISTRO_RELAY; nothing is said without a hub."""
     endpoint = os.environ.get("DISTRO_RELAY", "")
-    if os.environ.get("DISTRO_TOPOLOGY") != "hub" or not endpoint.startswith("tcp://"):
+    if not _by_relay() or not endpoint.startswith("tcp://"):
         return []  # what the variables say is another check's affair
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
     try:

@@ -133,7 +133,10 @@ def cpu() -> list[Finding]:
 
 
 # Of these each means something with the others only.
-_TOGETHER = (frozenset({"DISTRO_CURVE_SECRET_FILE", "DISTRO_CURVE_PEERS_FILE"}),)
+_TOGETHER = (
+    frozenset({"DISTRO_CURVE_SECRET_FILE", "DISTRO_CURVE_PEERS_FILE"}),
+    frozenset({"DISTRO_TOPOLOGY", "DISTRO_RELAY"}),
+)
 
 
 def variables() -> list[Finding]:
