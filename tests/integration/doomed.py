@@ -3,7 +3,8 @@
     torchrun ... doomed.py SCRIPT ARGUMENTS...
 
 DOOM is JSON: `folder` (for the notes), `rank`, `step` (after so many optimizer steps) and `delay`
-(seconds after that step). A rank is killed once, not again after the restart.
+(seconds after that step). A rank is killed once, not again after the restart. With `stays` the
+others do not heed torchrun, which ends them a tenth of a second later, and say what they have to.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ def main() -> None:
     torch.set_num_threads(1)
     register_optimizer_step_post_hook(after_step)
     note("start")
+    if DOOM["stays"] and life == 0:
+        signal.signal(signal.SIGTERM, lambda *_: None)
     sys.argv = sys.argv[1:]
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")

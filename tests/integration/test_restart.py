@@ -10,6 +10,8 @@ import importlib.util
 import json
 import os
 import random
+import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,16 +67,13 @@ def train(
 ) -> Run:
     """Train the quick start's script under torchrun, an agent for each node."""
     folder.mkdir(exist_ok=True)
-    doom = {"folder": str(folder), "rank": -1, "step": 0, "delay": 0.0, **doom}
-    # The agent with node rank 0 is the meeting place.
+    doom = {"folder": str(folder), "rank": -1, "step": 0, "delay": 0.0, "stays": nodes == 1, **doom}
     meeting = [f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-id={folder.name}"]
     meeting += [f"--rdzv-endpoint=127.0.0.1:{free_port()}"]
     commands = []
     for node in range(nodes):
-        command = [sys.executable, "-m", "torch.distributed.run", *meeting]
-        # Else torchrun ends the others of its ranks a tenth of a second after the first has died,
-        # and they may not have written what they have to say.
-        command += ["--monitor-interval=3"] if nodes == 1 else []
+        command = [*(_elsewhere() if node else []), sys.executable]
+        command += ["-m", "torch.distributed.run", *meeting]
         command += [
             "--max-restarts=2",
             f"--nproc-per-node={ranks // nodes}",
@@ -94,6 +93,18 @@ def train(
         for line in path.read_text().splitlines()
     ]
     return Run(_all(ended), notes, json.loads((folder / "out.json").read_text()))
+
+
+def _elsewhere() -> list[str]:
+    """What makes ranks of another machine of those that a command starts, where that may be done:
+
+    without the processes of this one in sight.
+    """
+    command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    able = (
+        shutil.which("unshare") and subprocess.run([*command, "true"], check=False).returncode == 0
+    )
+    return command if able else []
 
 
 def _all(ended: Ended) -> str:
@@ -130,14 +141,19 @@ def _seconds(run: Run) -> str:
     )
 
 
-def _check(run: Run, doom: dict[str, Any], ranks: int, speaking: set[int], saved_by: str) -> None:
+def _check(run: Run, doom: dict[str, Any], ranks: int, saved_by: str, nodes: int = 1) -> None:
     """Who was killed was named at once, and all ranks went on."""
     context = f"TEST_SEED={SEED}: {doom}\n{run.output}"
     print(f"TEST_SEED={SEED}: {doom}: after the kill: {_seconds(run)}")
     errors = run.noted("error", 0)
-    assert set(errors) >= speaking, context
+    blamed = {doom["rank"]}
+    if nodes == 1:
+        assert set(errors) == set(range(ranks)) - blamed, context
+    else:  # torchrun may end the others of a machine before, and be the one who killed them
+        own = ranks // nodes
+        blamed = {rank for rank in range(ranks) if rank // own == doom["rank"] // own}
     for error in errors.values():
-        assert f"rank {doom['rank']}" in error["text"], context
+        assert any(f"because of rank {rank}:" in error["text"] for rank in blamed), context
     # Nobody was found out by waiting.
     assert "not answered" not in run.output, context
     assert "time-out" not in run.output, context
@@ -165,7 +181,7 @@ def test_a_killed_rank_comes_back_as_if_the_run_had_been_stopped(
     whole, resumed = undisturbed
     doom = _middle(random.Random(SEED), 4)
     run = train(tmp_path / "killed", "distro", doom)
-    _check(run, doom, 4, set(range(4)) - {doom["rank"]}, "all ranks")
+    _check(run, doom, 4, "all ranks")
     assert run.losses == resumed.losses  # bit for bit: the kill has left no trace
     assert run.result["val_loss_average"] == resumed.result["val_loss_average"]
     _near(run, whole)
@@ -177,7 +193,7 @@ def test_a_run_whose_rank_0_alone_saves_is_resynchronised(
     whole, _ = undisturbed
     doom = _middle(random.Random(SEED + 1), 4)
     run = train(tmp_path / "killed", "distro", doom, saves="first")
-    _check(run, doom, 4, set(range(4)) - {doom["rank"]}, "rank 0")
+    _check(run, doom, 4, "rank 0")
     _near(run, whole)
 
 
@@ -188,18 +204,17 @@ def test_a_killed_rank_of_another_machine_comes_back(
     draw = random.Random(SEED + 2)
     doom = {**_middle(draw, 4), "rank": draw.choice([2, 3])}
     run = train(tmp_path / "killed", "distro", doom, nodes=2)
-    _check(run, doom, 4, set(), "all ranks")
+    _check(run, doom, 4, "all ranks", nodes=2)
     assert run.losses == resumed.losses
 
 
-@pytest.mark.parametrize("mode", ["ef", "dense"])
-def test_where_all_is_saved_a_killed_run_has_the_bits_of_an_undisturbed_one(
-    mode: str, tmp_path: Path
+def test_of_compressed_gradients_a_killed_run_has_the_bits_of_an_undisturbed_one(
+    tmp_path: Path,
 ) -> None:
-    env = {"DISTRO_MODE": mode}
+    env = {"DISTRO_MODE": "ef"}
     whole = train(tmp_path / "whole", "distro", {}, ranks=2, env=env)
     doom = _middle(random.Random(SEED + 3), 2)
     run = train(tmp_path / "killed", "distro", doom, ranks=2, env=env)
-    _check(run, doom, 2, {1 - doom["rank"]}, "all ranks")
+    _check(run, doom, 2, "all ranks")
     assert run.losses == whole.losses
     assert run.result["val_loss"] == whole.result["val_loss"]
