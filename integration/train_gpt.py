@@ -12,6 +12,7 @@ that any exchange between ranks has to beat.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import math
 import os
@@ -55,6 +56,7 @@ def arguments() -> argparse.Namespace:
     add("--eval-every", type=int, default=100)
     add("--eval-windows", type=int, default=256, help="sequences of the validation set")
     add("--seed", type=int, default=1)
+    add("--timeout-seconds", type=float, help="of the process group; default: torch's")
     add("--name", default="training", help="what the progress bar calls this run")
     return parser.parse_args()
 
@@ -213,7 +215,9 @@ def main() -> None:
         torch.cuda.set_device(device)
     together = args.backend != "none"
     if together:
-        dist.init_process_group(args.backend)
+        seconds = args.timeout_seconds
+        timeout = None if seconds is None else datetime.timedelta(seconds=seconds)
+        dist.init_process_group(args.backend, timeout=timeout)
 
     torch.manual_seed(args.seed)  # the same first weights on all ranks
     text = Text(args, device, seed=1000 * args.seed + rank)
