@@ -2,10 +2,10 @@
 
     sudo .venv/bin/python integration/fault_campaign.py --faults 320 --seed 1
 
-Three ranks and a server, each in a network namespace; keys everywhere. A training that nothing
-disturbs comes first, by mesh and by hub; then trainings with faults (integration/faults.py) that
-have to end with the same bits; then trainings of which a rank is lost for good, whose other ranks
-have to say which, within the group's time-out. Needs root, /dev/net/tun and iproute2.
+Three ranks and a server, each in a network namespace; keys everywhere. Trainings that nothing
+disturbs come first; then trainings with faults (internet_faults.py) that have to end with the same
+bits; then trainings of which a rank is lost for good, whose other ranks have to say which, within
+the group's time-out. Needs root, /dev/net/tun and iproute2.
 
 Prints one JSON. The exit code is 0 if nothing went wrong, 1 if something did, 2 if it cannot run
 here. What is drawn depends on the seed alone; when it hits, on real time as well. Of what went
@@ -32,7 +32,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from faults import (
+from internet_faults import (
     KINDS,
     LONG,
     RANK_PORT,
