@@ -46,7 +46,7 @@ bool is_every_address(const std::string& text);
 void check_advertised(const ChannelConfig& config);
 
 /// Whether the relay may be dialled: its endpoint is one, and with keys, on loopback, or
-/// `insecure`. Throws ConfigError.
+/// `insecure`. Asks the name service, so not on the I/O thread. Throws ConfigError.
 void check_relay(const ChannelConfig& config);
 
 /// The same for what `peer` has published, before it is dialled. Throws PeerError of the peer.

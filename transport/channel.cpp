@@ -94,6 +94,9 @@ std::unique_ptr<Channel> open_channel(const ChannelConfig& config) {
     }
   }
   check_advertised(config);
+  if (!config.relay.empty()) {
+    check_relay(config);
+  }
   return std::make_unique<ZmqChannel>(config);
 }
 

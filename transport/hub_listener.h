@@ -22,7 +22,7 @@ namespace distro::transport {
 /// it. I/O thread.
 class HubListener final : public Listener {
  public:
-  /// `pacer` outlives it. Throws ConfigError where the relay is not to be dialled in the clear.
+  /// `pacer` outlives it.
   HubListener(zmq::context_t& context, const ChannelConfig& config, Pacer& pacer);
   ~HubListener() override;
   HubListener(const HubListener&) = delete;

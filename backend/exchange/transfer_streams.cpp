@@ -266,6 +266,7 @@ void TransferStreams::use(std::uint32_t number, Stream& stream, int peer, Active
     active.progress.began = now;
   }
   active.progress.moved += payload.size();
+  incoming.arrived += payload.size();
   if (active.reduction) {
     if (payload.size() != std::min<std::size_t>(kTransferChunk, incoming.bytes - part.offset)) {
       throw Misbehaviour(peer, fmt::format("rank {}: rank {} sent {} bytes of {} in one piece",
@@ -406,7 +407,7 @@ std::vector<int> TransferStreams::awaited(const Active& active) const {
   std::set<int> ranks;
   for (const auto& [peer, incoming] : active.incoming) {
     const bool to_tell = active.what.operation == TransferOperation::barrier && !incoming.told;
-    if (!incoming.done() || to_tell) {
+    if (!incoming.is_there() || to_tell) {
       ranks.insert(peer);
     }
   }

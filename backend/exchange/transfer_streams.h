@@ -124,10 +124,13 @@ class TransferStreams {
     std::size_t bytes = 0;
     std::byte* into = nullptr;
     transport::Bytes* growing = nullptr;
+    std::size_t arrived = 0;
     std::size_t used = 0;
     std::optional<TransferDescription> told;  // what the rank says it does
     std::deque<Part> pieces;                  // of a reduction: in hand
 
+    // Nothing of it is still to come; and, of a reduction, what came was combined.
+    [[nodiscard]] bool is_there() const { return arrived == bytes && (growing == nullptr || told); }
     [[nodiscard]] bool done() const { return used == bytes && (growing == nullptr || told); }
   };
 

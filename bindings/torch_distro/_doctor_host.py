@@ -14,6 +14,7 @@ import os
 import resource
 import socket
 import struct
+import time
 
 from torch_distro._doctor_finding import Finding, failed, ok, warning
 from torch_distro._extension import extension
@@ -94,8 +95,14 @@ def _bind(address: str, port: int) -> None:
         probe.bind((address, port))
 
 
+def _by_relay() -> bool:
+    return os.environ.get("DISTRO_TOPOLOGY") == "hub"
+
+
 def network() -> list[Finding]:
     """The address to listen on, and the one told to peers."""
+    if _by_relay() and not os.environ.get("DISTRO_SITE"):
+        return [ok("network", "listens nowhere: everything goes by the relay")]
     try:
         address = bind_address()
         parsed = ipaddress.ip_address(address)
@@ -256,6 +263,32 @@ def keys() -> list[Finding]:
             )
         ]
     return [ok("keys", f"{secret} is the key of {owner}; {peers} has {ranks} ranks")]
+
+
+# Longer: a relay that is not there is noticed late; shorter: a far one is taken for none.
+_RELAY_SECONDS = 5.0
+
+
+def relay() -> list[Finding]:
+    """Whether something listens at DISTRO_RELAY; nothing is said without a hub."""
+    endpoint = os.environ.get("DISTRO_RELAY", "")
+    if not _by_relay() or not endpoint.startswith("tcp://"):
+        return []  # what the variables say is another check's affair
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    try:
+        begin = time.monotonic()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_RELAY_SECONDS):
+            milliseconds = 1e3 * (time.monotonic() - begin)
+    except (OSError, ValueError) as error:
+        return [
+            failed(
+                "relay",
+                f"{endpoint} cannot be reached: {error}",
+                "see whether `torch-distro relay` runs there, and lets connections in (--bind, the "
+                "server's firewall)",
+            )
+        ]
+    return [ok("relay", f"something listens at {endpoint}, {milliseconds:.0f} ms away")]
 
 
 def file_descriptors() -> list[Finding]:

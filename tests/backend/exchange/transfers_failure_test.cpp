@@ -137,6 +137,34 @@ TEST(TransfersFailure, ARankThatLeavesEndsWhatNeedsItAndNothingElse) {
   EXPECT_THROW(barrier(ranks[0]).wait(), transport::PeerLeft);
 }
 
+// A rank that has all it needs may leave while another one waits for a third.
+TEST(TransfersFailure, WhoLeftAfterItsPartOfAReductionIsNotMissed) {
+  TransferRanks ranks(3);
+  ranks.transfers[0]->close();  // what it sends comes from here
+  const std::vector<std::int32_t> own(10, 1);
+  const TransferDescription sum{.total = 40,
+                                .operation = TransferOperation::all_reduce,
+                                .type = ElementType::i32,
+                                .combiner = Combiner::sum,
+                                .elements = 10};
+  const auto message = std::make_shared<const transport::Bytes>(
+      write_transfer({.kind = TransferKind::collective}, &sum, std::as_bytes(std::span(own))));
+  std::vector<std::int32_t> first(10, 2);
+  std::vector<std::int32_t> second(10, 3);
+  Ending of_first = all_reduce(ranks[1], 3, first);
+  Ending of_second = all_reduce(ranks[2], 3, second);
+  ranks.channels[0]->send(1, message);
+  of_first.wait();
+  ranks.close(1);
+  Bytes got(1);
+  EXPECT_THROW(want(ranks[2], 1, got).wait(), transport::PeerLeft);  // it knows
+  EXPECT_FALSE(of_second.is_over());
+  ranks.channels[0]->send(2, message);
+  of_second.wait();
+  EXPECT_EQ(first, std::vector<std::int32_t>(10, 6));
+  EXPECT_EQ(second, std::vector<std::int32_t>(10, 6));
+}
+
 TEST(TransfersFailure, ALostRankEndsEverythingOnEveryRank) {
   constexpr int kRanks = 3;
   TransferRanks ranks(kRanks);
