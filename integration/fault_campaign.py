@@ -59,6 +59,8 @@ MODEL = (
 # Of a training with faults. More: a campaign takes longer between them; fewer: few hit it at work.
 FAULTS_A_TRAINING = 40
 STEPS_A_FAULT = 6
+# After so many trainings that went wrong there is no point in going on.
+ENOUGH = 3
 # Seconds without a step and without a fault until a training counts as hanging: more than all that
 # a rank waits for by itself after an outage (30 s until it takes a silent connection for dead, ten
 # between tries to dial), twice, on a busy machine.
@@ -445,6 +447,7 @@ class Campaign:
         self.rng = random.Random(args.seed)
         self.began = time.monotonic()
         self.wrong: list[str] = []
+        self.failures = 0
         self.hangs = 0
         self.faults: Counter[str] = Counter()
         self.stats: Counter[str] = Counter()
@@ -454,10 +457,11 @@ class Campaign:
         self.expected: dict[str, dict[str, Any]] = {}
 
     def over(self) -> bool:
-        return time.monotonic() - self.began > 60 * self.args.minutes
+        return self.failures >= ENOUGH or time.monotonic() - self.began > 60 * self.args.minutes
 
     def add(self, outcome: Outcome) -> None:
         self.wrong += outcome.wrong
+        self.failures += bool(outcome.wrong)
         self.hangs += outcome.hangs
         self.faults += outcome.faults
         for wrong in outcome.wrong:
