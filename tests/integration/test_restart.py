@@ -31,7 +31,14 @@ pytestmark = pytest.mark.skipif(
 
 SEED = int(os.environ.get("TEST_SEED", 0)) or random.SystemRandom().randrange(1, 2**31)
 STEPS, SAVED = 30, 20
-SIZES = {"steps": STEPS, "batch": 4, "block": 16, "layers": 1, "heads": 2, "width": 32}
+SIZES: dict[str, float] = {
+    "steps": STEPS,
+    "batch": 4,
+    "block": 16,
+    "layers": 1,
+    "heads": 2,
+    "width": 32,
+}
 SIZES |= {"warmup": 2, "eval-every": 50, "eval-windows": 64, "lr": 0.01}
 SIZES |= {"checkpoint-every": SAVED}
 SMALL = [part for name, size in SIZES.items() for part in (f"--{name}", str(size))]
