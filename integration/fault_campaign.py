@@ -59,6 +59,8 @@ MODEL = (
 # Of a training with faults. More: a campaign takes longer between them; fewer: few hit it at work.
 FAULTS_A_TRAINING = 40
 STEPS_A_FAULT = 6
+# Drawn for each that is to be counted: some have nothing to do when their time comes.
+SPARE = 1.15
 # After so many trainings that went wrong there is no point in going on.
 ENOUGH = 3
 # Seconds without a step and without a fault until a training counts as hanging: more than all that
@@ -107,6 +109,7 @@ class Outcome:
     result: dict[str, Any] | None = None
     faults: Counter[str] = dataclasses.field(default_factory=Counter)
     seconds: float = 0.0
+    said: dict[str, Any] | None = None
 
 
 @dataclasses.dataclass
@@ -410,17 +413,20 @@ def lose(world: World, setting: Setting, manner: str, victim: int, step: int, se
             time.sleep(0.02)
         outcome.seconds = time.monotonic() - began
         codes = training.codes()
+        said: dict[int, str] = {}
         for rank in others:
             if codes[rank] is None:
                 outcome.hangs += 1
                 outcome.wrong.append(f"{name}: rank {rank} hangs")
                 continue
             errors = TYPED.findall(training.output(rank).read_text(errors="replace"))
+            said[rank] = errors[-1] if errors else ""
             if codes[rank] == 0 or not any(f"rank {victim}" in error for error in errors):
                 outcome.wrong.append(
                     f"{name}: rank {rank}: code {codes[rank]}, no typed error that names it: "
                     f"{training.why(rank)}"
                 )
+        outcome.said = {"what": name, "seconds": round(outcome.seconds, 1), "errors": said}
         if outcome.seconds > TIMEOUT + SLACK:
             outcome.wrong.append(
                 f"{name}: took {outcome.seconds:.0f} s, with a time-out of {TIMEOUT:.0f} s"
@@ -448,11 +454,14 @@ class Campaign:
         self.began = time.monotonic()
         self.wrong: list[str] = []
         self.failures = 0
+        self.said: list[dict[str, Any]] = []
         self.hangs = 0
         self.faults: Counter[str] = Counter()
         self.stats: Counter[str] = Counter()
         self.trainings = 0
-        self.a_training = min(args.faults, FAULTS_A_TRAINING)
+        # Of a short campaign each setting has its share.
+        settings = len(args.topologies) * len(args.modes)
+        self.a_training = min(math.ceil(args.faults / settings), FAULTS_A_TRAINING)
         self.steps = self.a_training * STEPS_A_FAULT
         self.expected: dict[str, dict[str, Any]] = {}
 
@@ -464,6 +473,7 @@ class Campaign:
         self.failures += bool(outcome.wrong)
         self.hangs += outcome.hangs
         self.faults += outcome.faults
+        self.said += [outcome.said] if outcome.said else []
         for wrong in outcome.wrong:
             tell(f"WRONG: {wrong}")
 
@@ -515,7 +525,7 @@ class Campaign:
             drawn = plans(
                 self.rng,
                 setting.topology == "hub",
-                min(share, self.a_training),
+                math.ceil(min(share, self.a_training) * SPARE),
                 self.steps,
                 setting.topology in long,
             )
@@ -550,6 +560,7 @@ class Campaign:
             "faults": sum(drawn.values()),
             "faults_by_kind": drawn,
             "losses_of_a_rank": lost,
+            "said_by_others": self.said,
             "hangs": self.hangs,
             "wrong": self.wrong,
             "counters": dict(self.stats),
@@ -558,7 +569,7 @@ class Campaign:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--faults", type=int, default=320)
+    parser.add_argument("--faults", type=int, default=320, help="0: only those lost for good")
     parser.add_argument("--kills", type=int, default=8, help="trainings of which a rank is lost")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--topologies", type=lambda text: text.split(","), default=["mesh", "hub"])
@@ -580,10 +591,11 @@ def main() -> None:
         sys.exit(2)
     with world:
         campaign = Campaign(args, world)
-        campaign.undisturbed()
-        if not campaign.wrong:
-            campaign.disturb()
-            campaign.kill()
+        if args.faults:
+            campaign.undisturbed()
+            if not campaign.wrong:
+                campaign.disturb()
+        campaign.kill()
         report = campaign.report()
     print(json.dumps(report, indent=1))
     if report["wrong"]:

@@ -180,7 +180,8 @@ class Plan:
 
     def __str__(self) -> str:
         ends = f"{self.host}-{self.peer}" if self.kind in BETWEEN_TWO else f"{self.host}"
-        return f"{self.kind} {ends} for {self.seconds:.2f} s, strength {self.strength:.2f}"
+        strength = f", strength {self.strength:.2f}" if self.kind in WITH_STRENGTH else ""
+        return f"{self.kind} {ends} for {self.seconds:.2f} s{strength}"
 
     def begin(self, field: Field) -> Fault:
         return KINDS[self.kind].run(field, self)
@@ -317,6 +318,7 @@ KINDS = {
     "relay_restart": Kind(relay_restart, 3, (0, 3)),
     "strangers": Kind(strangers, 2, (1, 1)),
 }
+WITH_STRENGTH = ("loss", "reorder", "duplicate", "crawl")
 BETWEEN_TWO = ("cut_pair", "reset", "half_open")
 # What a campaign of some length has at least once in each topology, kind and seconds: outages from
 # which TCP recovers by itself, and one that is longer than its patience and ours.
