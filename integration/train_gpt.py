@@ -15,6 +15,7 @@ again, by hand or by `torchrun --max-restarts`; each machine may have a folder o
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import math
 import os
@@ -58,6 +59,7 @@ def arguments() -> argparse.Namespace:
     add("--eval-every", type=int, default=100)
     add("--eval-windows", type=int, default=256, help="sequences of the validation set")
     add("--seed", type=int, default=1)
+    add("--timeout-seconds", type=float, help="of the process group; default: torch's")
     add(
         "--checkpoint", type=Path, metavar="FOLDER", help="go on from what is there, and save there"
     )
@@ -333,7 +335,9 @@ def main() -> None:
         torch.cuda.set_device(device)
     together = args.backend != "none"
     if together:
-        dist.init_process_group(args.backend)
+        seconds = args.timeout_seconds
+        timeout = None if seconds is None else datetime.timedelta(seconds=seconds)
+        dist.init_process_group(args.backend, timeout=timeout)
 
     torch.manual_seed(args.seed)  # the same first weights on all ranks
     text = Text(args, device, seed=1000 * args.seed + rank)

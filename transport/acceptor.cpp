@@ -12,6 +12,7 @@
 #include <cstring>
 
 #include "transport/dialer.h"
+#include "transport/frame.h"
 #include "transport/log.h"
 
 namespace distro::transport {
@@ -19,9 +20,18 @@ namespace {
 
 // Connections that a listening rank keeps open: each peer has one, and a few more while it
 // reconnects. Fewer: a large group that comes back after an outage is refused for some seconds;
-// more: strangers take more memory (a queue of 16 frames each) and descriptors.
+// more: strangers take more memory and descriptors.
 constexpr std::size_t kConnectionsPerPeer = 4;
 constexpr std::size_t kSpareConnections = 64;
+
+// Frames of a connection that is not a peer's until it is ended: what it sends must be read as fast
+// as it comes. Fewer: a peer that greets again and again because this rank is busy has to dial
+// anew; more: strangers take more time and memory.
+constexpr unsigned kFramesOfAStranger = 64;
+
+// Frames looked at at once before the ranks meet. Fewer: more rounds of the I/O thread; more: a
+// flood delays other channels.
+constexpr int kEarlyBatch = 256;
 
 // Port of this end of a TCP connection, 0 if it is none.
 std::uint16_t local_port(int fd) {
@@ -151,16 +161,31 @@ void Acceptor::bind_tcp(const ChannelConfig& config) {
 
 void Acceptor::append_poll_items(std::vector<zmq::pollitem_t>& items, bool watch_space) {
   items.push_back({router_.handle(), 0, ZMQ_POLLIN, 0});
-  append_event_items(items);
+  if (monitor_) {
+    items.push_back({monitor_->handle(), 0, ZMQ_POLLIN, 0});
+  }
   if (watch_space) {
     // Readable while ZeroMQ has a command for the socket, among them "this pipe has space again".
     items.push_back({nullptr, router_.get(zmq::sockopt::fd), ZMQ_POLLIN, 0});
   }
 }
 
-void Acceptor::append_event_items(std::vector<zmq::pollitem_t>& items) {
-  if (monitor_) {
-    items.push_back({monitor_->handle(), 0, ZMQ_POLLIN, 0});
+void Acceptor::append_early_items(std::vector<zmq::pollitem_t>& items) {
+  append_poll_items(items, false);
+}
+
+void Acceptor::sort_early() {
+  Early early;
+  for (int count = 0; count < kEarlyBatch && receive_now(early.route, early.body); ++count) {
+    if (early.body.size() != kHeaderBytes + kGreetingBytes) {
+      continue;
+    }
+    if (early_.size() == connection_limit_) {
+      early_.pop_front();
+    }
+    early.origin = last_;
+    early_.push_back(std::move(early));
+    early = {};
   }
 }
 
@@ -175,6 +200,17 @@ std::optional<int> Acceptor::authenticated(const zmq::message_t& body) const {
 }
 
 bool Acceptor::receive(std::string& route, zmq::message_t& body) {
+  if (!early_.empty()) {
+    route = std::move(early_.front().route);
+    body = std::move(early_.front().body);
+    last_ = early_.front().origin;
+    early_.pop_front();
+    return true;
+  }
+  return receive_now(route, body);
+}
+
+bool Acceptor::receive_now(std::string& route, zmq::message_t& body) {
   if (!std::exchange(events_read_, true)) {
     read_events();
   }
@@ -188,7 +224,7 @@ bool Acceptor::receive(std::string& route, zmq::message_t& body) {
   if (!id.more() || !router_.recv(body, zmq::recv_flags::dontwait)) {
     return true;
   }
-  prove(::zmq_msg_get(body.handle(), ZMQ_SRCFD));
+  note_frame(::zmq_msg_get(body.handle(), ZMQ_SRCFD));
   if (body.more()) {
     zmq::message_t rest;
     do {
@@ -230,17 +266,20 @@ void Acceptor::on_accepted(int fd) {
   if (victim->second.proven) {
     victim = connections_.find(fd);
   }
-  // ZeroMQ cannot end one connection of a ROUTER, but it notices the end of the stream. By now the
-  // descriptor may be another's, so only one of our own port is touched: at worst a peer dials
-  // anew.
-  victim->second.ended = true;
-  if (local_port(victim->first) == port_) {
-    ::shutdown(victim->first, SHUT_RDWR);
-  }
+  end(victim->first, victim->second);
   log_once(LogLevel::warning, "connections/" + endpoint_,
            fmt::format("[distro {}] {} connections to {}, more than its ranks can need: strangers "
                        "reach this port. Those that say nothing are ended (logged once)",
                        name_of(config_), connections_.size(), endpoint_));
+}
+
+// ZeroMQ cannot end one connection of a ROUTER, but it notices the end of the stream. By now the
+// descriptor may be another's, so only one of our own port is touched: at worst a peer dials anew.
+void Acceptor::end(int fd, Connection& connection) {
+  connection.ended = true;
+  if (local_port(fd) == port_) {
+    ::shutdown(fd, SHUT_RDWR);
+  }
 }
 
 void Acceptor::on_disconnected(int fd) {
@@ -279,14 +318,35 @@ std::string Acceptor::refusal() const {
 
 // What happened to a connection before it brought a frame is told before that frame comes, so that
 // a descriptor always means the right one.
-void Acceptor::prove(int fd) {
-  auto connection = connections_.find(fd);
-  if (connection == connections_.end()) {
+void Acceptor::note_frame(int fd) {
+  auto found = connections_.find(fd);
+  if (found == connections_.end()) {
     read_events();
-    connection = connections_.find(fd);
+    found = connections_.find(fd);
   }
-  if (connection != connections_.end()) {
-    connection->second.proven = true;
+  last_ = {};
+  if (found == connections_.end()) {
+    return;
+  }
+  Connection& connection = found->second;
+  last_ = {fd, connection.number};
+  connection.proven = true;
+  if (connection.known || connection.ended || port_ == 0) {
+    return;
+  }
+  if (++connection.frames > kFramesOfAStranger) {
+    end(fd, connection);
+    log_once(LogLevel::warning, "strangers/" + endpoint_,
+             fmt::format("[distro {}] ended a connection to {} that sent {} frames and is no "
+                         "peer's (logged once)",
+                         name_of(config_), endpoint_, connection.frames));
+  }
+}
+
+void Acceptor::recognise() {
+  const auto found = connections_.find(last_.fd);
+  if (found != connections_.end() && found->second.number == last_.number) {
+    found->second.known = true;
   }
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <optional>
@@ -40,7 +41,9 @@ class Acceptor final : public Listener {
   bool receive(std::string& route, zmq::message_t& body) override;
   SendResult send(const std::string& route, zmq::message_t& body) override;
   [[nodiscard]] std::optional<int> authenticated(const zmq::message_t& body) const override;
-  void append_event_items(std::vector<zmq::pollitem_t>& items) override;
+  void append_early_items(std::vector<zmq::pollitem_t>& items) override;
+  void sort_early() override;
+  void recognise() override;
   std::uint64_t take_rejected() override { return std::exchange(newly_rejected_, 0); }
   [[nodiscard]] std::string refusal() const override;
   /// ZeroMQ does not say whose connection broke.
@@ -64,12 +67,28 @@ class Acceptor final : public Listener {
   struct Connection {
     std::uint64_t number;  // in order of their coming
     bool proven = false;   // has brought a frame
+    bool known = false;    // it is a peer's
     bool ended = false;    // by this rank; ZeroMQ has not noticed yet
+    unsigned frames = 0;   // brought while it was not known
   };
 
+  // Where a frame came from. A descriptor alone may be another's by now.
+  struct Origin {
+    int fd = -1;
+    std::uint64_t number = 0;
+  };
+
+  struct Early {
+    std::string route;
+    zmq::message_t body;
+    Origin origin;
+  };
+
+  bool receive_now(std::string& route, zmq::message_t& body);
   void bind(const ChannelConfig& config);
   void bind_tcp(const ChannelConfig& config);
-  void prove(int fd);
+  void note_frame(int fd);
+  void end(int fd, Connection& connection);
   void read_events();
   void on_accepted(int fd);
   void on_disconnected(int fd);
@@ -81,6 +100,8 @@ class Acceptor final : public Listener {
   std::optional<Domain> domain_;
   zmq::socket_t router_;
   std::optional<SocketMonitor> monitor_;
+  std::deque<Early> early_;
+  Origin last_;  // of the frame last received
   std::string endpoint_;
   std::uint16_t port_ = 0;                 // tcp
   std::map<int, Connection> connections_;  // open ones, of peers and strangers, by descriptor

@@ -91,6 +91,9 @@ class Listener {
   virtual bool receive(std::string& route, zmq::message_t& body) = 0;
   virtual SendResult send(const std::string& route, zmq::message_t& body) = 0;
 
+  /// The connection over which the last frame came is a peer's: what it sends is wanted.
+  virtual void recognise() {}
+
   /// Whose key the connection has over which this frame came (-1: nobody's); empty: this carrier
   /// has no keys.
   [[nodiscard]] virtual std::optional<int> authenticated(const zmq::message_t& /*body*/) const {
@@ -102,8 +105,10 @@ class Listener {
   virtual std::uint64_t take_rejected() { return 0; }
   [[nodiscard]] virtual std::string refusal() const { return ""; }
 
-  /// Connections may be watched before connect(), so that what strangers do is not kept.
-  virtual void append_event_items(std::vector<zmq::pollitem_t>& /*items*/) {}
+  /// Before connect() nobody can be recognised, but what strangers do must not pile up: greetings
+  /// are kept for receive(), up to a number, and the rest is dropped.
+  virtual void append_early_items(std::vector<zmq::pollitem_t>& /*items*/) {}
+  virtual void sort_early() {}
 
   /// Whether some connection broke since the last call.
   virtual bool take_disconnects() = 0;

@@ -147,8 +147,7 @@ void Mesh::append_poll_items(std::vector<zmq::pollitem_t>& items) {
     return;
   }
   if (peers_.empty()) {
-    // Before connect nobody can be recognised: HELLOs wait in ZeroMQ's queues.
-    acceptor_->append_event_items(items);
+    acceptor_->append_early_items(items);
     return;
   }
   const std::size_t begin = items.size();
@@ -170,7 +169,9 @@ Deadline Mesh::work(Deadline now, std::span<const zmq::pollitem_t> items) {
   }
   if (!items.empty()) {
     // Frames before events: what a peer sent before its connection broke counts.
-    if (!peers_.empty()) {
+    if (peers_.empty()) {
+      acceptor_->sort_early();
+    } else {
       receive_from_acceptor(now);
     }
     if (acceptor_->take_disconnects()) {

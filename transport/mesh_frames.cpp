@@ -152,6 +152,7 @@ void Mesh::on_hello(const std::string& route, const Frame& frame, std::optional<
     }
     peer->route = route;
     routes_[route] = peer->rank;
+    acceptor_->recognise();
     up(*peer, now);
   }
   inbox_.heard(peer->rank, now);

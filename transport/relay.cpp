@@ -236,6 +236,7 @@ void Relay::on_join(const std::string& route, const RelayMessage& join, std::opt
   if (send(route, joined) != SendResult::sent) {
     return;
   }
+  acceptor_->recognise();
   Group& group = groups_[name];
   group.name = name;
   Member& self = group.members[member];

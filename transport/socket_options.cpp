@@ -14,10 +14,6 @@
 namespace distro::transport {
 namespace {
 
-// Frames of one connection that wait to be read. Fewer: the I/O thread wakes for each chunk; more:
-// strangers take more memory.
-constexpr int kReceivedFrames = 16;
-
 // A heartbeat that stays unanswered for so many intervals ends the connection. Fewer: a chunk on a
 // slow link is taken for a dead peer; more: a vanished host is noticed late.
 constexpr int kMissedHeartbeats = 6;
@@ -51,12 +47,11 @@ void set_socket_options(zmq::socket_t& socket, const ChannelConfig& config, bool
   // goodbye for instance.
   socket.set(opt::linger, 0);
   socket.set(opt::sndhwm, config.queue_frames);
-  // A DEALER whose input has stopped at a full queue while ZeroMQ reconnects it ends the whole
-  // process (libzmq issue 3937), so its queue has no limit; the session's window bounds what an
-  // honest peer sends, and this rank chose whom it dials. Strangers reach the ROUTER only, which
-  // ZeroMQ never reconnects.
-  const bool dials = socket.get(opt::type) == ZMQ_DEALER;
-  socket.set(opt::rcvhwm, dials ? 0 : kReceivedFrames);
+  // A connection that breaks while its input stands still at a full queue ends the whole process,
+  // when a heartbeat is due or ZeroMQ reconnects it before somebody reads (libzmq issue 3937). So
+  // the queues have no limit: what waits in them is read at once, also from strangers, and the
+  // sessions' windows bound what honest peers send.
+  socket.set(opt::rcvhwm, 0);
   socket.set(opt::maxmsgsize,
              static_cast<std::int64_t>(config.chunk_bytes + kFrameAllowance +
                                        (config.relay.empty() ? 0 : kRelayAllowance)));

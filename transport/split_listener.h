@@ -37,9 +37,11 @@ class SplitListener final : public Listener {
   }
   std::uint64_t take_rejected() override { return near_->take_rejected() + far_->take_rejected(); }
   [[nodiscard]] std::string refusal() const override { return near_->refusal(); }
-  void append_event_items(std::vector<zmq::pollitem_t>& items) override {
-    near_->append_event_items(items);
+  void append_early_items(std::vector<zmq::pollitem_t>& items) override {
+    near_->append_early_items(items);
   }
+  void sort_early() override { near_->sort_early(); }
+  void recognise() override { (received_near_ ? *near_ : *far_).recognise(); }
   [[nodiscard]] std::string trouble(int peer, Deadline now) const override;
 
  private:

@@ -7,7 +7,9 @@
 #include <unistd.h>
 
 #include <array>
+#include <chrono>
 #include <stdexcept>
+#include <thread>
 
 namespace distro::transport::test {
 namespace {
@@ -94,6 +96,10 @@ void Proxy::run() {
 // One connection at a time: each test has one pair of ranks behind its proxy.
 void Proxy::relay(int client, int server, int generation) {
   while (cuts_ == generation) {
+    if (holds_) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+      continue;
+    }
     std::array<pollfd, 2> ends{pollfd{client, POLLIN, 0}, pollfd{server, POLLIN, 0}};
     if (::poll(ends.data(), ends.size(), 2) <= 0) {
       continue;
