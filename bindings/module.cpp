@@ -19,6 +19,7 @@
 #include "backend/c10d/module_synchroniser.h"
 #include "backend/c10d/process_group_distro.h"
 #include "backend/c10d/store.h"
+#include "backend/c10d/transport_backend.h"
 #include "backend/exchange/group.h"
 #include "backend/exchange/stats_path.h"
 #include "bindings/codec.h"
@@ -32,6 +33,7 @@ using distro::c10d_backend::InnerBackend;
 using distro::c10d_backend::ModuleGradients;
 using distro::c10d_backend::ModuleSynchroniser;
 using distro::c10d_backend::ProcessGroupDistro;
+using distro::c10d_backend::TransportBackend;
 using BackendOptions = ProcessGroupDistro::Options;
 using distro::exchange::Group;
 using distro::exchange::StringMap;
@@ -63,6 +65,7 @@ py::dict stats(Group& group) {
   result["resent_frames"] = channel.resent_frames;
   result["reconnects"] = channel.reconnects;
   result["rejected_frames"] = channel.rejected_frames;
+  result["rejected_connections"] = channel.rejected_connections;
   result["resyncs"] = counters.resyncs.load();
   result["orphaned_records"] = counters.orphaned_records.load();
   result["reference_checksum"] = counters.reference_checksum.load();
@@ -116,10 +119,11 @@ void load(ModuleSynchroniser& synchroniser, const std::vector<at::Tensor>& refer
 
 std::shared_ptr<Group> join(const c10::intrusive_ptr<c10d::Store>& store, int rank, int world_size,
                             std::chrono::milliseconds timeout, const StringMap& overrides,
-                            const std::vector<std::string>& devices) {
+                            const std::vector<std::string>& devices,
+                            const std::vector<int>& world_ranks) {
   distro::c10d_backend::C10dStore blobs(store, timeout);
-  const distro::exchange::Identity identity{rank, world_size, timeout,
-                                            distro::c10d_backend::route_to(store), devices};
+  const distro::exchange::Identity identity{
+      rank, world_size, timeout, distro::c10d_backend::route_to(store), devices, world_ranks};
   try {
     const auto options =
         distro::exchange::resolve_options(distro::exchange::distro_environment(), overrides);
@@ -169,6 +173,25 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       "share.");
 
   module.def(
+      "check_keys",
+      [](const std::string& secret_file, const std::string& peers_file) {
+        try {
+          const auto peers = distro::transport::read_peers_file(peers_file);
+          const auto own = distro::transport::read_secret_file(secret_file);
+          std::string owner;
+          for (const auto& [rank, entry] : peers.ranks) {
+            owner = entry.public_key == own.public_key ? fmt::format("rank {}", rank) : owner;
+          }
+          return py::make_tuple(owner, peers.ranks.size());
+        } catch (const distro::transport::ConfigError& error) {
+          throw py::value_error(error.what());
+        }
+      },
+      py::arg("secret_file"), py::arg("peers_file"),
+      "Whose line of the peers file has the public key of this secret one (text; empty: nobody's), "
+      "and how many ranks the file has. Raises ValueError.");
+
+  module.def(
       "instruction_set",
       [] {
         static constexpr const char* kNames[] = {"scalar", "avx2", "avx512"};
@@ -195,6 +218,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
             return sites;
           },
           "Ranks by participant: those that act as one.")
+      .def_property_readonly(
+          "has_keys", [](const Group& group) { return group.options().has_keys(); },
+          "The group's channel is encrypted.")
+      .def_property_readonly(
+          "own_transport", [](const Group& group) { return group.options().own_transport(); },
+          "Exact collectives run over the group's own transport: by TransportBackend.")
       .def_property_readonly("closed", &Group::closed)
       .def_property_readonly("stats_path",
                              [](const Group& group) { return group.options().stats_path; })
@@ -228,8 +257,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
 
   module.def(
       "join", &join, py::arg("store"), py::arg("rank"), py::arg("world_size"), py::arg("timeout"),
-      py::arg("overrides"), py::arg("devices") = std::vector<std::string>(), release_gil(),
-      "Meet the other ranks in the store. Raises OptionError, torch.distributed.DistBackendError.");
+      py::arg("overrides"), py::arg("devices") = std::vector<std::string>(),
+      py::arg("world_ranks") = std::vector<int>(), release_gil(),
+      "Meet the other ranks in the store. `world_ranks`: ranks in the world by rank of the group; "
+      "empty: the same. Raises OptionError, torch.distributed.DistBackendError.");
 
   py::class_<BackendOptions, c10d::Backend::Options, c10::intrusive_ptr<BackendOptions>>(
       module, "BackendOptions", "What a group was made with, so that one like it can be split off.")
@@ -260,6 +291,13 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
                                                         std::move(make_device), stage_host);
            }),
            py::arg("host"), py::arg("make_device") = py::none(), py::arg("stage_host") = false);
+
+  py::class_<TransportBackend, c10d::Backend, c10::intrusive_ptr<TransportBackend>>(
+      module, "TransportBackend")
+      .def(py::init<std::shared_ptr<Group>, std::chrono::milliseconds, std::uint32_t,
+                    std::vector<int>>(),
+           py::arg("group"), py::arg("timeout"), py::arg("stream"), py::arg("members"),
+           release_gil());
 
   py::class_<ProcessGroupDistro, c10d::Backend, c10::intrusive_ptr<ProcessGroupDistro>>(
       module, "ProcessGroupDistro")

@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -23,6 +21,7 @@ from typing import Any
 from launch import Ended, agents
 from matrix import losses_of
 from rows import FOLDER
+from torch_distro._wan.namespaces import Namespaces, ip
 
 # And what tells them how many steps to make.
 SCRIPTS = {"nanogpt.py": "--max-iters", "fsdp1.py": "--steps", "fsdp2_example.py": "--steps"}
@@ -37,31 +36,28 @@ class Houses:
     """
 
     def __init__(self) -> None:
-        self.names = [f"distro-{os.getpid()}-{house}" for house in ("berlin", "lyon")]
+        self._namespaces = Namespaces(["berlin", "lyon"])
+        self.names = self._namespaces.names
         self.addresses = ["10.77.0.1", "10.77.0.2"]
         first, second = self.names
         try:
-            for name in self.names:
-                _ip("netns", "add", name)
             peer = ("peer", "name", LINE, "netns", second)
-            _ip("link", "add", LINE, "netns", first, "type", "veth", *peer)
+            ip("link", "add", LINE, "netns", first, "type", "veth", *peer)
             for name, address in zip(self.names, self.addresses, strict=True):
-                _ip("-n", name, "address", "add", f"{address}/24", "dev", LINE)
-                _ip("-n", name, "link", "set", "lo", "up")
-                _ip("-n", name, "link", "set", LINE, "up")
+                ip("-n", name, "address", "add", f"{address}/24", "dev", LINE)
+                ip("-n", name, "link", "set", LINE, "up")
         except OSError:
             self.close()
             raise
 
     def close(self) -> None:
         """Remove them. Idempotent."""
-        for name in self.names:
-            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+        self._namespaces.close()
 
     def bytes_on_the_line(self) -> int:
         """Sent by both houses so far, as the kernel counts them."""
         links = [
-            json.loads(_ip("-n", name, "-s", "-j", "link", "show", LINE)) for name in self.names
+            json.loads(ip("-n", name, "-s", "-j", "link", "show", LINE)) for name in self.names
         ]
         return sum(link["stats64"]["tx"]["bytes"] for (link,) in links)
 
@@ -88,13 +84,6 @@ class Houses:
                     "DISTRO_STATS": f"{folder}/stats.json",
                 }
         return agents(commands, envs, folder, deadline)
-
-
-def _ip(*arguments: str) -> str:
-    ended = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
-    if ended.returncode != 0:
-        raise OSError(f"ip {' '.join(arguments)}: {ended.stderr.strip()} (are you root?)")
-    return ended.stdout
 
 
 def measure(

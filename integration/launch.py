@@ -176,7 +176,7 @@ def torchrun(
     """The same by the command that a user would type, one for each site; an output for each."""
     meeting = ["--standalone"]
     if sites > 1:
-        meeting = [f"--nnodes={sites}", "--master-addr=127.0.0.1", f"--master-port={_free_port()}"]
+        meeting = [f"--nnodes={sites}", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
     commands = []
     for site in range(sites):
         command = [sys.executable, "-m", "torch.distributed.run", *meeting]
@@ -215,7 +215,7 @@ def agents(
     return Ended(codes, [path.read_text() for path in outputs])
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port that nobody listens on at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -12,7 +12,7 @@ torch_version=${TORCH_VERSION:-2.15.0}
 logs=$root/build/logs
 
 apt_packages=(g++ cmake ninja-build pkg-config libzmq3-dev cppzmq-dev libsodium-dev libtbb-dev
-  libxxhash-dev libspdlog-dev libfmt-dev nlohmann-json3-dev)
+  libxxhash-dev libspdlog-dev libfmt-dev nlohmann-json3-dev libcli11-dev)
 pip_packages=(numpy tqdm matplotlib rich scikit-build-core)
 # Of the matrix: what integration/frameworks is run with besides torch.
 framework_packages=(lightning==2.6.6 accelerate==1.15.0 transformers==5.24.0)
@@ -107,7 +107,7 @@ package_stamp() {
   (
     cd "$root" || exit
     printf '%s\n' "$torch_version" "$("$venv/bin/python" --version)"
-    find CMakeLists.txt pyproject.toml kernels plugins transport backend bindings \
+    find CMakeLists.txt pyproject.toml kernels plugins transport backend bindings integration/emulator \
       -type f -not -name '*.pyc' -not -name '*.so' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
   ) | sha256sum
 }

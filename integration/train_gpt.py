@@ -7,17 +7,21 @@ Start it with torchrun, which sets RANK, WORLD_SIZE and the rest:
 Nothing in the training knows which backend carries the gradients. `--backend none` makes no process
 group at all: started by torchrun, each rank then trains alone on its own batches, which is the line
 that any exchange between ranks has to beat.
+
+With `--checkpoint FOLDER` a run that was killed goes on from its last checkpoint when it is started
+again, by hand or by `torchrun --max-restarts`; each machine may have a folder of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import math
 import os
 import statistics
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +59,12 @@ def arguments() -> argparse.Namespace:
     add("--eval-every", type=int, default=100)
     add("--eval-windows", type=int, default=256, help="sequences of the validation set")
     add("--seed", type=int, default=1)
+    add("--timeout-seconds", type=float, help="of the process group; default: torch's")
+    add(
+        "--checkpoint", type=Path, metavar="FOLDER", help="go on from what is there, and save there"
+    )
+    add("--checkpoint-every", type=int, default=100, metavar="STEPS")
+    add("--checkpoint-ranks", choices=("all", "first"), default="all", help="who saves")
     add("--name", default="training", help="what the progress bar calls this run")
     return parser.parse_args()
 
@@ -163,30 +173,142 @@ class History:
     seconds: list[float] = field(default_factory=list)
 
 
+@dataclass
+class Training:
+    """What a step changes; `model` is `own`, wrapped where several ranks train together."""
+
+    model: nn.Module
+    own: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: LambdaLR
+    text: Text
+    history: History = field(default_factory=History)
+
+
+class Checkpoints:
+    """A file for each rank and step, of which a run goes on.
+
+    Ranks differ in more than their data: with distro each has moments of its own, and moves that it
+    has not sent yet. Where rank 0 alone saves, these are lost.
+    """
+
+    def __init__(self, args: argparse.Namespace, training: Training, rank: int, ranks: int) -> None:
+        self.folder, self.every, self.training = args.checkpoint, args.checkpoint_every, training
+        self.rank, self.ranks, self.seed = rank, ranks, args.seed
+        self.distro = args.backend == "distro"
+        self.saves = rank == 0 or args.checkpoint_ranks == "all"
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"rank{self.rank}.step{step}.pt"
+
+    def steps(self) -> set[int]:
+        """Those of which this rank has a whole file."""
+        files = self.folder.glob(f"rank{self.rank}.step*.pt")
+        return {int(path.stem.partition(".step")[2]) for path in files}
+
+    def save(self, step: int) -> None:
+        """At every so many steps. A rank may be killed anywhere in here."""
+        if not self.folder or step % self.every:
+            return
+        if self.saves:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            unfinished = self.path(step).with_suffix(".unfinished")
+            torch.save(self.state(), unfinished)
+            os.replace(unfinished, self.path(step))
+        if dist.is_initialized():
+            dist.barrier()  # all have saved this step: those before are not needed any more
+        for old in self.steps() - {step}:
+            self.path(old).unlink()
+
+    def state(self) -> dict[str, Any]:
+        training = self.training
+        return {
+            "model": training.own.state_dict(),
+            "optimizer": training.optimizer.state_dict(),
+            "scheduler": training.scheduler.state_dict(),
+            "generator": training.text.generator.get_state(),
+            "history": asdict(training.history),
+            "exchange": self.exchange_state(),
+        }
+
+    def exchange_state(self) -> dict[str, Any] | None:
+        """What this rank has moved and not sent; nothing where all gradients are exact."""
+        if not self.distro:
+            return None
+        import torch_distro
+
+        if all(module["mode"] == "exact" for module in torch_distro.stats()["modules"]):
+            return None
+        return torch_distro.state_dict(self.training.model)
+
+    def resume(self) -> int:
+        """Take up the newest step that all ranks have saved, or else rank 0; 0 if there is none."""
+        if not self.folder:
+            return 0
+        everyone: list[Any] = [self.steps()]
+        if dist.is_initialized():
+            everyone = [None] * self.ranks
+            dist.all_gather_object(everyone, self.steps())
+        common = set.intersection(*everyone)
+        step = max(common or everyone[0], default=0)
+        if step == 0:
+            return 0
+        state: list[Any] = [None]
+        if common or self.rank == 0:
+            state = [torch.load(self.path(step), map_location=self.training.text.device)]
+        if not common:
+            dist.broadcast_object_list(state, device=self.training.text.device)
+            state[0]["exchange"] = None  # rank 0's own
+        self.take(state[0])
+        if not common and self.rank != 0:
+            self.training.text.generator.manual_seed(1000 * (self.seed + step) + self.rank)
+        if self.rank == 0:
+            print(f"goes on from step {step}, saved by {'all ranks' if common else 'rank 0'}")
+        return step
+
+    def take(self, state: dict[str, Any]) -> None:
+        training = self.training
+        training.own.load_state_dict(state["model"])
+        training.optimizer.load_state_dict(state["optimizer"])
+        training.scheduler.load_state_dict(state["scheduler"])
+        training.text.generator.set_state(state["generator"].cpu())
+        training.history = History(**state["history"])
+        if state["exchange"] is not None:
+            import torch_distro
+
+            torch_distro.load_state_dict(training.model, state["exchange"])
+
+
 def train(
-    args: argparse.Namespace, model: nn.Module, own: nn.Module, text: Text, rank: int
-) -> History:
-    """The training loop; `model` is `own`, wrapped where several ranks train together."""
-    optimizer = adamw(own, args.lr, args.weight_decay)
-    scheduler = LambdaLR(optimizer, lambda step: share_of_lr(step, args.warmup, args.steps))
-    history = History()
-    progress = tqdm(range(1, args.steps + 1), disable=rank != 0, desc=args.name)
+    args: argparse.Namespace, training: Training, rank: int, checkpoints: Checkpoints
+) -> None:
+    """The training loop."""
+    model, own, optimizer = training.model, training.own, training.optimizer
+    done = checkpoints.resume()
+    history = training.history
+    progress = tqdm(
+        range(done + 1, args.steps + 1),
+        disable=rank != 0,
+        desc=args.name,
+        initial=done,
+        total=args.steps,
+    )
     for step in progress:
         begin = time.perf_counter()
-        loss = model(*text.batch(args.batch))
+        loss = model(*training.text.batch(args.batch))
         loss.backward()
         if args.clip > 0:
             nn.utils.clip_grad_norm_(own.parameters(), args.clip)
         optimizer.step()
-        scheduler.step()
+        training.scheduler.step()
         optimizer.zero_grad(set_to_none=True)
         history.train.append(loss.item())
         history.seconds.append(time.perf_counter() - begin)
         if rank == 0 and step % args.eval_every == 0 and step < args.steps:
-            history.validation.append((step, evaluate(own, text.validation)))
+            history.validation.append((step, evaluate(own, training.text.validation)))
             losses = {"train": loss.item(), "val": history.validation[-1][1]}
             progress.set_postfix(losses, refresh=False)
-    return history
+        checkpoints.save(step)
 
 
 def counters(args: argparse.Namespace, own: nn.Module) -> dict[str, Any]:
@@ -213,13 +335,19 @@ def main() -> None:
         torch.cuda.set_device(device)
     together = args.backend != "none"
     if together:
-        dist.init_process_group(args.backend)
+        seconds = args.timeout_seconds
+        timeout = None if seconds is None else datetime.timedelta(seconds=seconds)
+        dist.init_process_group(args.backend, timeout=timeout)
 
     torch.manual_seed(args.seed)  # the same first weights on all ranks
     text = Text(args, device, seed=1000 * args.seed + rank)
     own = GPT(text.vocabulary, args.block, args.layers, args.heads, args.width).to(device)
     model = DistributedDataParallel(own) if together else own
-    history = train(args, model, own, text, rank)
+    optimizer = adamw(own, args.lr, args.weight_decay)
+    scheduler = LambdaLR(optimizer, lambda step: share_of_lr(step, args.warmup, args.steps))
+    training = Training(model, own, optimizer, scheduler, text)
+    train(args, training, rank, Checkpoints(args, training, rank, ranks))
+    history = training.history
 
     writes = rank == 0 or not together
     val_loss = evaluate(own, text.validation) if writes else math.nan

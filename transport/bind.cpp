@@ -140,6 +140,24 @@ void remove_stale_directories(const std::filesystem::path& parent, const std::st
 
 }  // namespace
 
+std::optional<Endpoint> split_endpoint(const std::string& text, bool any_port) {
+  constexpr std::string_view kScheme = "tcp://";
+  const std::size_t colon = text.rfind(':');
+  if (!text.starts_with(kScheme) || colon == std::string::npos || colon <= kScheme.size()) {
+    return std::nullopt;
+  }
+  Endpoint parts{text.substr(kScheme.size(), colon - kScheme.size()), 0};
+  if (parts.host.size() > 2 && parts.host.front() == '[' && parts.host.back() == ']') {
+    parts.host = parts.host.substr(1, parts.host.size() - 2);
+  }
+  const char* const end = text.data() + text.size();
+  const auto parsed = std::from_chars(text.data() + colon + 1, end, parts.port);
+  if (parsed.ec != std::errc{} || parsed.ptr != end || (parts.port == 0 && !any_port)) {
+    return std::nullopt;
+  }
+  return parts;
+}
+
 bool is_every_address(const std::string& text) {
   const auto address = parse_ip(text);
   return address && address->wildcard;
@@ -185,28 +203,75 @@ void check_endpoint(const ChannelConfig& config, int peer, const std::string& en
   }
 }
 
-TcpPlan plan_tcp(const ChannelConfig& config) {
+void check_relay(const ChannelConfig& config) {
+  const auto refuse = [&](std::string_view why) {
+    throw ConfigError(fmt::format("rank {}: the relay '{}' {}. DISTRO_RELAY is tcp://host:port",
+                                  config.rank, config.relay, why));
+  };
+  const auto parts = split_endpoint(config.relay);
+  if (!parts) {
+    refuse("is no endpoint");
+  }
+  if (const auto error = host_error(parts->host); !error.empty()) {
+    refuse(error);
+  }
+  if (config.keys && config.keys->relay_public_key.empty()) {
+    throw ConfigError(
+        fmt::format("rank {}: the peers file has no line for the relay: add `relay <its public "
+                    "key>`, in the file of every rank",
+                    config.rank));
+  }
+  const auto address = parse_ip(parts->host);
+  const bool loopback = parts->host == "localhost" || (address && address->loopback);
+  if (!loopback && !config.keys && !config.insecure) {
+    throw ConfigError(
+        fmt::format("rank {}: refused to use the relay {}: without keys, whoever is on the way can "
+                    "read the training and inject gradients. Give the ranks and the relay keys "
+                    "(`torch-distro keygen`), or set DISTRO_INSECURE=1 if the network is trusted "
+                    "(a private network or a tunnel)",
+                    config.rank, config.relay));
+  }
+}
+
+std::string name_of(const ChannelConfig& config) {
+  return config.rank < 0 ? "the relay" : fmt::format("rank {}", config.rank);
+}
+
+namespace {
+
+Address address_to_bind(const ChannelConfig& config) {
   const std::string& wanted = config.bind_address;
   auto address = parse_ip(wanted);
   if (!address) {
     address = wanted == "localhost" ? parse_ip("127.0.0.1") : find_interface(wanted);
   }
   if (!address) {
-    throw ConfigError(fmt::format(
-        "rank {}: cannot bind to '{}': it is neither an IP address nor an interface of this "
-        "host that has one; set DISTRO_BIND to one of those (`ip addr` lists them)",
-        config.rank, wanted));
+    throw ConfigError(
+        fmt::format("{}: cannot bind to '{}': it is neither an IP address nor an interface of this "
+                    "host that has one; choose one of those (DISTRO_BIND; `ip addr` lists them)",
+                    name_of(config), wanted));
   }
-  if (!address->loopback && !config.insecure) {
+  return *address;
+}
+
+}  // namespace
+
+bool is_open(const ChannelConfig& config) { return !address_to_bind(config).loopback; }
+
+TcpPlan plan_tcp(const ChannelConfig& config) {
+  const std::string& wanted = config.bind_address;
+  const Address address = address_to_bind(config);
+  if (!address.loopback && !config.keys && !config.insecure) {
     throw ConfigError(
         fmt::format("rank {}: refused to bind to {}: without keys, whoever reaches that address "
                     "can read the training and inject "
-                    "gradients. Set DISTRO_INSECURE=1 if the network is trusted (a private network "
-                    "or a tunnel), or "
+                    "gradients. Give the ranks keys (`torch-distro keygen`, "
+                    "DISTRO_CURVE_SECRET_FILE and DISTRO_CURVE_PEERS_FILE), set DISTRO_INSECURE=1 "
+                    "if the network is trusted (a private network or a tunnel), or "
                     "DISTRO_BIND=127.0.0.1 if all ranks are on this host",
                     config.rank, wanted));
   }
-  if (address->wildcard && config.advertise.empty()) {
+  if (address.wildcard && config.advertise.empty()) {
     throw ConfigError(fmt::format(
         "rank {}: DISTRO_BIND={} is every address of this host, and which of them leads to the "
         "peers is not known: set DISTRO_ADVERTISE",
@@ -217,14 +282,24 @@ TcpPlan plan_tcp(const ChannelConfig& config) {
         "rank {}: the port range {}-{} is empty: DISTRO_PORTS is first-last, both above 0",
         config.rank, config.first_port, config.last_port));
   }
-  TcpPlan plan{address->text,
-               config.advertise.empty() ? address->text : config.advertise,
-               address->ipv6,
-               {}};
+  TcpPlan plan{
+      address.text, config.advertise.empty() ? address.text : config.advertise, address.ipv6, {}};
   for (std::uint32_t port = config.first_port; port <= config.last_port; ++port) {
     plan.ports.push_back(static_cast<std::uint16_t>(port));
   }
   return plan;
+}
+
+std::string endpoint_to_dial(const std::string& given, const std::string& published) {
+  constexpr std::size_t kScheme = sizeof("tcp://") - 1;
+  if (given.empty()) {
+    return published;
+  }
+  const auto bracket = given.find(']');
+  const auto colon = given.find(':', bracket == std::string::npos ? kScheme : bracket);
+  return colon == std::string::npos
+             ? given + published.substr(std::min(published.rfind(':'), published.size()))
+             : given;
 }
 
 std::string tcp_endpoint(std::string_view host, std::uint16_t port) {

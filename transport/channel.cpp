@@ -3,12 +3,18 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <exception>
 #include <limits>
 
 #include "transport/bind.h"
+#include "transport/relay_frame.h"
 #include "transport/zmq_channel.h"
 
 namespace distro::transport {
+
+bool is_near(const ChannelConfig& config, int rank) noexcept {
+  return std::ranges::find(config.near, rank) != config.near.end();
+}
 
 bool is_neighbour(const ChannelConfig& config, int rank) noexcept {
   return rank != config.rank &&
@@ -16,6 +22,30 @@ bool is_neighbour(const ChannelConfig& config, int rank) noexcept {
           std::ranges::find(config.neighbours, rank) != config.neighbours.end());
 }
 
+ChannelConfig with_window(ChannelConfig config) noexcept {
+  // What all others have under way to one rank waits in its queue at the relay (RelayConfig, 512
+  // frames). More: where all send much at once it overflows, and they go back; less: one that sends
+  // alone does not fill a long line.
+  constexpr std::size_t kForAll = std::size_t{24} << 20;
+  constexpr std::size_t kLeast = std::size_t{1} << 20;
+  if (!config.relay.empty() && config.world_size > 1) {
+    const auto peers = static_cast<std::size_t>(config.world_size - 1);
+    config.window_bytes = std::min(config.window_bytes, std::max(kForAll / peers, kLeast));
+  }
+  return config;
+}
+
+std::size_t send_chunk_bytes(const ChannelConfig& config) noexcept {
+  // On a paced line a chunk takes a hundredth of a second: more, and what else uses the line feels
+  // it; less, and headers cost more of it.
+  constexpr std::uint64_t kChunksASecond = 100;
+  constexpr std::uint64_t kLeast = 4096;
+  if (config.rate_limit_bytes == 0) {
+    return config.chunk_bytes;
+  }
+  return std::min<std::size_t>(config.chunk_bytes,
+                               std::max(config.rate_limit_bytes / kChunksASecond, kLeast));
+}
 std::unique_ptr<Channel> open_channel(const ChannelConfig& config) {
   if (config.world_size < 1 || config.rank < 0 || config.rank >= config.world_size) {
     throw ConfigError(fmt::format("rank {} in a group of {} ranks: ranks count from 0 to {}",
@@ -35,7 +65,38 @@ std::unique_ptr<Channel> open_channel(const ChannelConfig& config) {
     throw ConfigError(fmt::format("rank {}: the carrier is a plug-in if, and only if, one is given",
                                   config.rank));
   }
+  if (!config.relay.empty() && config.carrier != Carrier::tcp) {
+    throw ConfigError(fmt::format(
+        "rank {}: a hub needs DISTRO_TRANSPORT=tcp: a relay is reached over TCP", config.rank));
+  }
+  if (!config.members.empty() &&
+      (config.members.size() != static_cast<std::size_t>(config.world_size) ||
+       std::ranges::any_of(config.members, [](auto member) { return member > kMaxMember; }))) {
+    throw ConfigError(fmt::format("rank {}: {} members for {} ranks, or one above {}", config.rank,
+                                  config.members.size(), config.world_size, kMaxMember));
+  }
+  if (!config.relay.empty() && static_cast<std::size_t>(config.world_size) > kMaxGroup) {
+    throw ConfigError(fmt::format("rank {}: a group of {} ranks, and a relay serves at most {}",
+                                  config.rank, config.world_size, kMaxGroup));
+  }
+  if (config.keys) {
+    if (config.carrier != Carrier::tcp) {
+      throw ConfigError(fmt::format(
+          "rank {}: keys belong to the carrier tcp; others do not leave the host, or protect "
+          "themselves",
+          config.rank));
+    }
+    const auto ranks = static_cast<std::size_t>(config.world_size);
+    if (config.keys->public_by_rank.size() != ranks ||
+        (!config.keys->endpoint_by_rank.empty() && config.keys->endpoint_by_rank.size() != ranks)) {
+      throw ConfigError(fmt::format("rank {}: keys of {} ranks in a group of {}", config.rank,
+                                    config.keys->public_by_rank.size(), ranks));
+    }
+  }
   check_advertised(config);
+  if (!config.relay.empty()) {
+    check_relay(config);
+  }
   return std::make_unique<ZmqChannel>(config);
 }
 

@@ -5,11 +5,13 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "transport/error.h"
+#include "transport/keys.h"
 
 namespace distro::transport {
 
@@ -25,6 +27,15 @@ enum class Carrier {
   inproc,  ///< ZeroMQ within one process: ranks that are threads.
   plugin,  ///< A third-party transport, loaded by path (transport/abi.h).
 };
+
+/// What of a process's traffic goes first where it is limited.
+enum class Priority : std::uint8_t {
+  exchange,  ///< Small records that the next step needs.
+  exact,     ///< Whole tensors.
+};
+
+/// The highest number that a member of a hub may have.
+inline constexpr std::uint32_t kMaxMember = 65534;
 
 /// What a rank publishes in the rendezvous, so that its peers can find and recognise it.
 struct PeerAddress {
@@ -56,12 +67,27 @@ struct ChannelConfig {
   /// way from each rank to each: losses are told along it.
   std::vector<int> neighbours = {};
   std::uint64_t group = 0;  ///< Random number of the group, the same on all its ranks.
+  /// tcp: endpoint of the relay that carries all between the ranks, so that none of them binds
+  /// (hub); empty: each dials the others (mesh).
+  std::string relay = {};
+  /// Hub: what the relay calls the ranks, by rank; each at most kMaxMember. Empty: their ranks.
+  std::vector<std::uint32_t> members = {};
+  /// Ranks of the own site: reached directly even where there is a relay, and without a rate limit.
+  std::vector<int> near = {};
+  /// Bytes a second that this process may send over all its channels; 0: no limit.
+  std::uint64_t rate_limit_bytes = 0;
+  Priority priority = Priority::exchange;  ///< Which channel of the process goes first.
   Carrier carrier = Carrier::tcp;
   std::shared_ptr<const Plugin> plugin;    ///< Carrier::plugin: the loaded library.
   std::string bind_address = "127.0.0.1";  ///< tcp: address to bind.
   std::string advertise;                   ///< tcp: host told to peers; empty: bind_address.
   std::uint16_t first_port = 0;            ///< tcp: range of ports to bind; 0: any free port.
   std::uint16_t last_port = 0;
+  /// Frames that the carrier queues for one connection. Fewer: the I/O thread wakes for each chunk;
+  /// more: acknowledgements and aborts wait behind more data on a slow link.
+  int queue_frames = 16;
+  /// tcp: encrypt, and take a connection for a rank's if, and only if, it has that rank's key.
+  std::optional<Keys> keys = {};
   bool insecure = false;  ///< Allow plain text beyond loopback (DISTRO_INSECURE=1).
   std::chrono::milliseconds timeout{std::chrono::minutes(30)};  ///< The group's time-out.
   std::size_t chunk_bytes = std::size_t{64} << 10;
@@ -87,7 +113,19 @@ struct ChannelCounters {
   std::uint64_t reconnects = 0;
   std::uint64_t rejected_frames = 0;  ///< Malformed, stale or from strangers.
   std::uint64_t duplicate_frames = 0;
+  /// Connections to this rank that ended before they had brought a frame, and tries to connect from
+  /// here that failed in the carrier's greeting: strangers, wrong keys.
+  std::uint64_t rejected_connections = 0;
 };
+
+/// The same with the window to each peer that the group's way allows.
+[[nodiscard]] ChannelConfig with_window(ChannelConfig config) noexcept;
+
+/// Largest chunk that this rank sends: a paced one must not hold up what else uses the line.
+[[nodiscard]] std::size_t send_chunk_bytes(const ChannelConfig& config) noexcept;
+
+/// Whether a rank is of the own site (ChannelConfig::near).
+[[nodiscard]] bool is_near(const ChannelConfig& config, int rank) noexcept;
 
 /// Whether a rank is one that this one connects to.
 [[nodiscard]] bool is_neighbour(const ChannelConfig& config, int rank) noexcept;
@@ -111,6 +149,11 @@ class Channel {
   /// closed, PeerBacklog if the peer does not take what was sent before.
   virtual void send(int peer, SharedBytes message) = 0;
 
+  /// Queue one message for several peers, as send() does for one; through a hub it is uploaded
+  /// once. Returns those that have left: nothing was sent to them. Throws what send() throws for
+  /// the others, once all have been tried.
+  virtual std::vector<int> multicast(std::span<const int> peers, const SharedBytes& message) = 0;
+
   /// The next message from `peer`. Messages that have arrived are handed out first; then throws
   /// PeerLost (of whichever rank of the group is lost, for it will be waited for in vain), PeerLeft
   /// (of `peer`), or PeerTimeout at the deadline, with who is late, by how much and when it was
@@ -119,6 +162,21 @@ class Channel {
 
   /// As receive, but an empty optional at once if nothing has arrived and nobody is lost.
   virtual std::optional<Bytes> try_receive(int peer) = 0;
+
+  /// A message, and who sent it.
+  struct Arrival {
+    int peer;
+    Bytes message;
+  };
+
+  /// The next message from any peer; those that have sent more than others do not hold those up.
+  /// Empty at the deadline, or when wake() was called. Messages that have arrived are handed out
+  /// first; then throws PeerLost (as receive), PeerLeft (of each peer once), or ClosedError. For
+  /// one thread at a time.
+  virtual std::optional<Arrival> receive_any(Deadline deadline) = 0;
+
+  /// The receive_any() under way, or the next one, comes back at once, with a message or empty.
+  virtual void wake() = 0;
 
   /// Tell all peers that the group cannot go on because of `culprit` (may be this rank). Every
   /// receive on every rank then throws PeerLost of the culprit, once the messages that arrived

@@ -23,15 +23,15 @@ constexpr std::chrono::milliseconds kFirstPause{200};
 constexpr unsigned kMaxDoublings = 5;  // 6.4 s
 
 constexpr int kEvents = ZMQ_EVENT_CONNECT_DELAYED | ZMQ_EVENT_CONNECT_RETRIED |
-                        ZMQ_EVENT_CONNECTED | ZMQ_EVENT_HANDSHAKE_SUCCEEDED |
-                        ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |
-                        ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_DISCONNECTED;
+                        ZMQ_EVENT_CONNECTED | ZMQ_EVENT_HANDSHAKE_SUCCEEDED | kHandshakeFailed |
+                        ZMQ_EVENT_DISCONNECTED;
 
 }  // namespace
 
-Dialer::Dialer(zmq::context_t& context, const ChannelConfig& config, std::string endpoint)
+Dialer::Dialer(zmq::context_t& context, const ChannelConfig& config, int peer, std::string endpoint)
     : context_(context),
       config_(config),
+      peer_(peer),
       endpoint_(std::move(endpoint)),
       jitter_(static_cast<std::uint32_t>(std::hash<std::string>{}(endpoint_)) +
               static_cast<std::uint32_t>(config.rank)) {
@@ -52,6 +52,9 @@ void Dialer::renew(Deadline now) {
   monitor_.reset();
   dealer_ = zmq::socket_t(context_, zmq::socket_type::dealer);
   set_socket_options(dealer_, config_, endpoint_.find('[') != std::string::npos);
+  if (config_.keys) {
+    secure_client(dealer_, config_.keys->own, key_of_peer());
+  }
   if (config_.carrier != Carrier::inproc) {
     monitor_.emplace(context_, dealer_, kEvents);
   }
@@ -80,11 +83,14 @@ Dialer::Change Dialer::next_change(Deadline now) {
       case ZMQ_EVENT_HANDSHAKE_SUCCEEDED:
         phase_ = Phase::open;
         renewals_ = 0;
+        refusal_.clear();
         at_ = Deadline::max();
         return Change::opened;
       case ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL:
       case ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL:
       case ZMQ_EVENT_HANDSHAKE_FAILED_AUTH:
+        on_handshake_failed(*event);
+        [[fallthrough]];
       case ZMQ_EVENT_DISCONNECTED:
         if (phase_ == Phase::open) {
           return Change::broke;
@@ -101,6 +107,37 @@ Dialer::Change Dialer::next_change(Deadline now) {
     }
   }
   return Change::none;
+}
+
+std::string Dialer::name_of_peer() const {
+  return peer_ == kRelay ? "the relay" : fmt::format("rank {}", peer_);
+}
+
+const std::string& Dialer::key_of_peer() const {
+  const Keys& keys = *config_.keys;
+  return peer_ == kRelay ? keys.relay_public_key
+                         : keys.public_by_rank[static_cast<std::size_t>(peer_)];
+}
+
+void Dialer::on_handshake_failed(const SocketMonitor::Event& event) {
+  ++newly_rejected_;
+  const bool broken = event.kind == ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL;
+  if (broken && !config_.keys) {
+    return;  // the network's affair
+  }
+  // Whoever has another key than the one dialled for cannot read the greeting, and hangs up.
+  refusal_ = fmt::format(
+      "the handshake with {} failed: {}. {}", endpoint_,
+      handshake_error(event, config_.keys.has_value()),
+      broken ? fmt::format("If it is {0}: its key is another than that of {0} in the peers file of "
+                           "this rank, or the network broke",
+                           name_of_peer())
+             : fmt::format("Compare the peers files and the secret keys of rank {} and {}",
+                           config_.rank, name_of_peer()));
+  log_once(LogLevel::warning,
+           fmt::format("handshake/{}/{}/{}", config_.group, endpoint_, event.kind),
+           fmt::format("[distro rank {}] {}: {} (tried again; logged once)", config_.rank,
+                       name_of_peer(), refusal_));
 }
 
 bool Dialer::receive(zmq::message_t& body) {

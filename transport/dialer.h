@@ -1,8 +1,10 @@
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 #include <zmq.hpp>
 
@@ -18,7 +20,10 @@ namespace distro::transport {
 /// failed handshake) never retries. I/O thread.
 class Dialer final : public Link {
  public:
-  Dialer(zmq::context_t& context, const ChannelConfig& config, std::string endpoint);
+  /// `peer`: its rank, or kRelay.
+  Dialer(zmq::context_t& context, const ChannelConfig& config, int peer, std::string endpoint);
+  static constexpr int kRelay = -1;
+
   ~Dialer() override;
   Dialer(const Dialer&) = delete;
   Dialer& operator=(const Dialer&) = delete;
@@ -29,6 +34,8 @@ class Dialer final : public Link {
   void drained(Deadline now) override;
   bool receive(zmq::message_t& body) override;
   SendResult send(zmq::message_t& body) override;
+  std::uint64_t take_rejected() override { return std::exchange(newly_rejected_, 0); }
+  [[nodiscard]] std::string refusal() const override { return refusal_; }
   void forget() noexcept override { phase_ = Phase::waiting; }
   void linger_briefly() noexcept override { linger_ = kLingerAfterGoodbye; }
   void work(Deadline now) override;
@@ -44,9 +51,14 @@ class Dialer final : public Link {
   };
 
   void renew(Deadline now);
+  void on_handshake_failed(const SocketMonitor::Event& event);
 
   zmq::context_t& context_;
   const ChannelConfig& config_;
+  [[nodiscard]] std::string name_of_peer() const;
+  [[nodiscard]] const std::string& key_of_peer() const;
+
+  const int peer_;
   std::string endpoint_;
   zmq::socket_t dealer_;
   std::optional<SocketMonitor> monitor_;
@@ -54,6 +66,8 @@ class Dialer final : public Link {
   Deadline at_ = Deadline::max();
   unsigned renewals_ = 0;  // since the connection was last open
   bool inproc_opened_ = false;
+  std::uint64_t newly_rejected_ = 0;
+  std::string refusal_;  // why the last handshake failed; empty after one that did not
   std::chrono::milliseconds linger_ = kLinger;
   std::minstd_rand jitter_;
 };

@@ -12,9 +12,14 @@ namespace distro::transport {
 // Every byte of a frame is described in docs/protocol.md; change both together.
 
 inline constexpr std::uint8_t kMagic = 0xD7;
-inline constexpr std::uint8_t kProtocolVersion = 1;
+inline constexpr std::uint8_t kProtocolVersion = 2;
 inline constexpr std::size_t kHeaderBytes = 40;
 inline constexpr std::size_t kGreetingBytes = 32;
+inline constexpr std::size_t kSkipBytes = 4;
+
+// The most numbers that one SKIP leaves out. Fewer: a sender that is far ahead for one peer needs
+// several; more: a number's arithmetic comes nearer to an overflow.
+inline constexpr std::uint32_t kMaxSkip = std::uint32_t{1} << 20;
 
 // Longest reason in an ABORT. Shorter: the text of a Python exception is cut; longer: it no longer
 // fits beside the smallest chunk below MAXMSGSIZE (chunk + 1 KiB).
@@ -32,6 +37,7 @@ enum class FrameKind : std::uint8_t {
   ack = 4,      ///< Only what the header says: all before `ack` has arrived.
   goodbye = 5,  ///< The last numbered frame of a rank: nothing more is sent or read.
   abort = 6,    ///< The group cannot go on.
+  skip = 7,     ///< Numbers that are left out; numbered.
 };
 
 inline constexpr std::uint8_t kFlagFirst = 1;  ///< DATA: first chunk of its message.
@@ -44,7 +50,7 @@ struct FrameHeader {
   FrameKind kind = FrameKind::ack;
   std::uint8_t flags = 0;
   std::uint64_t session = 0;   ///< Of the rank that sends the frame.
-  std::uint64_t sequence = 0;  ///< DATA and GOODBYE: number from 0; otherwise 0.
+  std::uint64_t sequence = 0;  ///< DATA, GOODBYE, SKIP: number from 0; otherwise 0.
   std::uint64_t ack = 0;       ///< The number that the sender expects next.
 };
 
@@ -59,6 +65,12 @@ struct ParsedFrame {
   std::optional<Frame> frame;
   std::string_view error;
 };
+
+/// Whether frames of this kind share the session's numbering.
+[[nodiscard]] bool is_numbered(FrameKind kind) noexcept;
+
+/// The header of a frame that was encoded or checked before.
+[[nodiscard]] FrameHeader parse_header(std::span<const std::byte> bytes) noexcept;
 
 /// Write header and payload to `out`, which has exactly kHeaderBytes + payload.size() bytes.
 void encode_frame(const Frame& frame, std::span<std::byte> out) noexcept;
@@ -81,6 +93,12 @@ void encode_greeting(const Greeting& greeting, std::span<std::byte, kGreetingByt
 
 /// `payload` is that of a parsed HELLO or WELCOME, so its size is right already.
 Greeting parse_greeting(std::span<const std::byte> payload) noexcept;
+
+/// Payload of SKIP: how many numbers, that of the frame first, are left out.
+void encode_skip(std::uint32_t numbers, std::span<std::byte, kSkipBytes> out) noexcept;
+
+/// `payload` is that of a parsed SKIP, so it is from 1 to kMaxSkip.
+std::uint32_t parse_skip(std::span<const std::byte> payload) noexcept;
 
 /// Payload of ABORT.
 struct AbortNote {

@@ -50,6 +50,7 @@ ChannelCounters LiveCounters::read() const noexcept {
   counters.reconnects = reconnects.load(std::memory_order_relaxed);
   counters.rejected_frames = rejected_frames.load(std::memory_order_relaxed);
   counters.duplicate_frames = duplicate_frames.load(std::memory_order_relaxed);
+  counters.rejected_connections = rejected_connections.load(std::memory_order_relaxed);
   return counters;
 }
 
@@ -101,8 +102,9 @@ void Inbox::set_closed() {
   changed_.notify_all();
 }
 
-Inbox::Taken Inbox::take(Box& box) {
-  Taken taken{std::move(box.messages.front()), false};
+Inbox::Taken Inbox::take(int peer) {
+  Box& box = this->box(peer);
+  Taken taken{peer, std::move(box.messages.front()), false};
   box.messages.pop_front();
   box.bytes -= taken.message.size();
   if (box.over_limit && box.bytes <= limit_bytes_ / 2) {
@@ -160,7 +162,7 @@ Inbox::Taken Inbox::receive(int peer, Deadline deadline) {
     }
     changed_.wait_until(lock, until);
   }
-  return take(from);
+  return take(peer);
 }
 
 std::optional<Inbox::Taken> Inbox::try_receive(int peer) {
@@ -170,7 +172,50 @@ std::optional<Inbox::Taken> Inbox::try_receive(int peer) {
     throw_if_in_vain(peer);
     return std::nullopt;
   }
-  return take(from);
+  return take(peer);
+}
+
+std::optional<Inbox::Taken> Inbox::take_any() {
+  const int peers = static_cast<int>(boxes_.size());
+  for (int i = 0; i < peers; ++i) {
+    const int peer = (next_ + i) % peers;
+    if (!box(peer).messages.empty()) {
+      next_ = (peer + 1) % peers;
+      return take(peer);
+    }
+  }
+  return std::nullopt;
+}
+
+std::optional<Inbox::Taken> Inbox::receive_any(Deadline deadline) {
+  const Deadline until = std::min(deadline, Clock::now() + kLongestWait);
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    if (auto taken = take_any()) {
+      return taken;
+    }
+    if (first_lost_) {
+      throw *first_lost_;
+    }
+    for (int peer = 0; peer < static_cast<int>(boxes_.size()); ++peer) {
+      if (box(peer).state == PeerState::left && !std::exchange(box(peer).leave_told, true)) {
+        throw left(peer);
+      }
+    }
+    if (closed_) {
+      throw ClosedError(fmt::format("rank {}: this process group has been destroyed", rank_));
+    }
+    if (std::exchange(woken_, false) || Clock::now() >= until) {
+      return std::nullopt;
+    }
+    changed_.wait_until(lock, until);
+  }
+}
+
+void Inbox::wake() {
+  const std::lock_guard lock(mutex_);
+  woken_ = true;
+  changed_.notify_all();
 }
 
 void Inbox::check_can_send(int peer) const {

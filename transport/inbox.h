@@ -33,6 +33,7 @@ struct LiveCounters {
   std::atomic<std::uint64_t> reconnects{0};
   std::atomic<std::uint64_t> rejected_frames{0};
   std::atomic<std::uint64_t> duplicate_frames{0};
+  std::atomic<std::uint64_t> rejected_connections{0};
   // A carrier that counts by itself knows more than the sizes of frames: its numbers take the place
   // of socket_bytes.
   std::atomic<std::uint64_t> carried_sent{0};
@@ -61,12 +62,16 @@ class Inbox {
   // For callers.
 
   struct Taken {
+    int peer;
     Bytes message;
     bool has_room_again =
         false;  ///< Above the limit before, well below it now: the peer may go on.
   };
   Taken receive(int peer, Deadline deadline);
   std::optional<Taken> try_receive(int peer);
+  /// As Channel::receive_any.
+  std::optional<Taken> receive_any(Deadline deadline);
+  void wake();
   /// Throws PeerLost (of the first rank that was) or PeerLeft if nothing can be sent to the peer.
   void check_can_send(int peer) const;
   [[nodiscard]] std::optional<PeerLost> lost() const;
@@ -82,12 +87,14 @@ class Inbox {
     std::deque<Bytes> messages;
     std::size_t bytes = 0;
     bool over_limit = false;
+    bool leave_told = false;  // receive_any() has thrown PeerLeft of it
     PeerState state = PeerState::connecting;
     Deadline state_since{};
     Deadline last_heard = Deadline::min();
   };
 
-  Taken take(Box& box);
+  Taken take(int peer);
+  std::optional<Taken> take_any();
   void throw_if_in_vain(int peer) const;
   [[nodiscard]] PeerLeft left(int peer) const;
   [[nodiscard]] PeerTimeout timeout(int peer, Deadline began) const;
@@ -100,6 +107,8 @@ class Inbox {
   std::condition_variable changed_;
   std::vector<Box> boxes_;
   std::optional<PeerLost> first_lost_;
+  int next_ = 0;  // the peer at which receive_any() looks first
+  bool woken_ = false;
   int suspecting_ = 0;  // threads in suspect(), which want to know of every frame
   bool closed_ = false;
 };

@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "transport/log.h"
+#include "transport/zap.h"
 
 namespace distro::transport {
 namespace {
@@ -99,6 +100,8 @@ struct IoService::State {
   std::vector<std::function<void()>> tasks;  // guarded by mutex
   bool stop = false;                         // guarded by mutex
   std::vector<IoHandler*> handlers;          // I/O thread only
+  Pacer pacer;                               // I/O thread only
+  std::unique_ptr<ZapHandler> zap;           // I/O thread only
   std::thread thread;
 };
 
@@ -175,6 +178,15 @@ void IoService::run(const std::function<void()>& task) {
 }
 
 zmq::context_t& IoService::context() noexcept { return state_->context; }
+
+Pacer& IoService::pacer() noexcept { return state_->pacer; }
+ZapHandler& IoService::zap() {
+  if (state_->zap == nullptr) {
+    state_->zap = std::make_unique<ZapHandler>(state_->context);
+    add(*state_->zap);
+  }
+  return *state_->zap;
+}
 
 void IoService::add(IoHandler& handler) { state_->handlers.push_back(&handler); }
 

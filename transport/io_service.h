@@ -13,8 +13,11 @@
 #include <zmq.hpp>
 
 #include "transport/channel.h"
+#include "transport/pacer.h"
 
 namespace distro::transport {
+
+class ZapHandler;
 
 /// What one channel has the I/O thread do. All members are called by that thread.
 class IoHandler {
@@ -59,6 +62,10 @@ class IoService {
 
   // The rest: I/O thread only.
   zmq::context_t& context() noexcept;
+  /// The process's one.
+  Pacer& pacer() noexcept;
+  /// Checks the keys of all channels that have some; made when it is first asked for.
+  ZapHandler& zap();
   void add(IoHandler& handler);
   void remove(IoHandler& handler);
 

@@ -49,6 +49,11 @@ class Link {
   /// The peer has said goodbye.
   virtual void linger_briefly() noexcept {}
 
+  /// Tries that failed in the carrier's greeting since the last call, and why the last one did;
+  /// empty: none has, or a later one came through.
+  virtual std::uint64_t take_rejected() { return 0; }
+  [[nodiscard]] virtual std::string refusal() const { return ""; }
+
   /// Do what is due, such as dialling.
   virtual void work(Deadline now) = 0;
   [[nodiscard]] virtual Deadline next_timer() const noexcept = 0;
@@ -86,11 +91,45 @@ class Listener {
   virtual bool receive(std::string& route, zmq::message_t& body) = 0;
   virtual SendResult send(const std::string& route, zmq::message_t& body) = 0;
 
+  /// The connection over which the last frame came is a peer's: what it sends is wanted.
+  virtual void recognise() {}
+
+  /// Whose key the connection has over which this frame came (-1: nobody's); empty: this carrier
+  /// has no keys.
+  [[nodiscard]] virtual std::optional<int> authenticated(const zmq::message_t& /*body*/) const {
+    return std::nullopt;
+  }
+
+  /// Connections that ended before they had brought a frame, since the last call; and how many of
+  /// them there were at all with why the last did, as text; empty: none.
+  virtual std::uint64_t take_rejected() { return 0; }
+  [[nodiscard]] virtual std::string refusal() const { return ""; }
+
+  /// Before connect() nobody can be recognised, but what strangers do must not pile up: greetings
+  /// are kept for receive(), up to a number, and the rest is dropped.
+  virtual void append_early_items(std::vector<zmq::pollitem_t>& /*items*/) {}
+  virtual void sort_early() {}
+
   /// Whether some connection broke since the last call.
   virtual bool take_disconnects() = 0;
 
   /// A peer that the carrier knows to be lost for good.
   virtual std::optional<Lost> take_lost() { return std::nullopt; }
+
+  /// The rank that the carrier vouches for on this connection, if it does.
+  [[nodiscard]] virtual std::optional<int> rank_of(const std::string& /*route*/) const {
+    return std::nullopt;
+  }
+
+  /// Hand over what waits here for all peers together; called before frames are sent and after.
+  /// Returns when to be called again without any other event.
+  virtual Deadline flush(Deadline /*now*/) { return Deadline::max(); }
+
+  /// Nothing waits here.
+  [[nodiscard]] virtual bool flushed() const noexcept { return true; }
+
+  /// What keeps this rank from `peer` and others at the moment; empty if it knows of nothing.
+  [[nodiscard]] virtual std::string trouble(int /*peer*/, Deadline /*now*/) const { return ""; }
 
   /// What the carrier itself counts, if it does.
   [[nodiscard]] virtual std::optional<Carried> carried() { return std::nullopt; }

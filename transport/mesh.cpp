@@ -6,8 +6,10 @@
 #include <utility>
 
 #include "transport/acceptor.h"
+#include "transport/hub_listener.h"
 #include "transport/log.h"
 #include "transport/plugin_listener.h"
+#include "transport/split_listener.h"
 
 namespace distro::transport {
 namespace {
@@ -31,22 +33,32 @@ constexpr milliseconds kAbortTime{1'000};
 // acknowledgement.
 constexpr milliseconds kAfterGoodbye{5'000};
 
-std::unique_ptr<Listener> listen(zmq::context_t& context, const ChannelConfig& config) {
+std::unique_ptr<Listener> listen(IoService& service, const ChannelConfig& config) {
   if (config.carrier == Carrier::plugin) {
     return std::make_unique<PluginListener>(config);
   }
-  return std::make_unique<Acceptor>(context, config);
+  ZapHandler* const zap = config.keys ? &service.zap() : nullptr;
+  if (!config.relay.empty()) {
+    auto hub = std::make_unique<HubListener>(service.context(), config, service.pacer());
+    if (config.near.empty()) {
+      return hub;
+    }
+    return std::make_unique<SplitListener>(
+        config, std::make_unique<Acceptor>(service.context(), config, zap), std::move(hub));
+  }
+  return std::make_unique<Acceptor>(service.context(), config, zap);
 }
 
 }  // namespace
 
-Mesh::Mesh(zmq::context_t& context, const ChannelConfig& config, const PeerAddress& own,
-           Inbox& inbox)
+Mesh::Mesh(IoService& service, const ChannelConfig& config, const PeerAddress& own, Inbox& inbox)
     : config_(config),
       timeout_(config.timeout),
       own_(own),
       inbox_(inbox),
-      acceptor_(listen(context, config)) {
+      pacer_(service.pacer()),
+      acceptor_(listen(service, config)) {
+  pacer_.set_rate(config.rate_limit_bytes, Clock::now());
   probes_.fill(Deadline::max());
 }
 
@@ -75,6 +87,29 @@ void Mesh::send(int peer, const SharedBytes& message) {
   Peer* to = find(static_cast<std::uint32_t>(peer));
   if (to != nullptr && !to->finished() && !closing_) {
     to->session.queue(message);
+  }
+}
+
+void Mesh::multicast(std::span<const Letter> letters) {
+  // The same numbers for all make the same frames, which a hub uploads once. They part where one
+  // peer alone was sent something.
+  std::uint64_t number = 0;
+  const auto open = [this](const Letter& letter) {
+    Peer* to = find(static_cast<std::uint32_t>(letter.peer));
+    return to == nullptr || to->finished() || closing_ ? nullptr : to;
+  };
+  for (const Letter& letter : letters) {
+    if (const Peer* to = open(letter)) {
+      number = std::max(number, to->session.next_number());
+    }
+  }
+  for (const Letter& letter : letters) {
+    if (Peer* to = open(letter)) {
+      if (!config_.relay.empty()) {
+        to->session.skip_to(number);
+      }
+      to->session.queue(letter.message);
+    }
   }
 }
 
@@ -108,8 +143,11 @@ void Mesh::tell_lost(int culprit, std::string_view reason) {
 }
 
 void Mesh::append_poll_items(std::vector<zmq::pollitem_t>& items) {
-  // Before connect nobody can be recognised: HELLOs wait in ZeroMQ's queues.
-  if (done_ || peers_.empty()) {
+  if (done_) {
+    return;
+  }
+  if (peers_.empty()) {
+    acceptor_->append_early_items(items);
     return;
   }
   const std::size_t begin = items.size();
@@ -131,7 +169,11 @@ Deadline Mesh::work(Deadline now, std::span<const zmq::pollitem_t> items) {
   }
   if (!items.empty()) {
     // Frames before events: what a peer sent before its connection broke counts.
-    receive_from_acceptor(now);
+    if (peers_.empty()) {
+      acceptor_->sort_early();
+    } else {
+      receive_from_acceptor(now);
+    }
     if (acceptor_->take_disconnects()) {
       for (std::size_t i = 0; i < kProbes.size(); ++i) {
         probes_[i] = now + kProbes[i];
@@ -154,6 +196,9 @@ Deadline Mesh::work(Deadline now, std::span<const zmq::pollitem_t> items) {
       peer->dialer->work(now);
       on_dialer_changes(*peer, now);
     }
+    if (peer->dialer != nullptr) {
+      count_rejected(peer->dialer->take_rejected());
+    }
   }
   while (const auto lost = acceptor_->take_lost()) {
     if (Peer* peer = find(static_cast<std::uint32_t>(lost->peer))) {
@@ -163,12 +208,15 @@ Deadline Mesh::work(Deadline now, std::span<const zmq::pollitem_t> items) {
   probe(now);
   watch(now);
   count_carried();
+  count_rejected(acceptor_->take_rejected());
   Deadline wake = std::min(watch_at_, *std::min_element(probes_.begin(), probes_.end()));
+  acceptor_->flush(now);
+  bool blocked = false;
   for (const auto& peer : peers_) {
     if (peer == nullptr || peer->state == PeerState::lost) {
       continue;
     }
-    if (!peer->pump(*acceptor_, config_, inbox_.counters, now)) {
+    if (!peer->pump(*acceptor_, pacer_, config_, inbox_.counters, now)) {
       // Gone for sending, but what came before is still to be read.
       for (int round = 0; round < kDrainRounds && receive_from_acceptor(now); ++round) {
       }
@@ -176,7 +224,12 @@ Deadline Mesh::work(Deadline now, std::span<const zmq::pollitem_t> items) {
         down(*peer, now);
       }
     }
+    blocked = blocked || peer->blocked();
     wake = std::min(wake, peer->next_timer(now));
+  }
+  wake = std::min(wake, acceptor_->flush(now));
+  if (blocked && !config_.relay.empty() && acceptor_->flushed()) {
+    wake = now;  // what was in the way of the blocked has gone
   }
   if (closing_) {
     if (close_if_done(now)) {
@@ -302,7 +355,7 @@ bool Mesh::settled(const Peer& peer, Deadline now) const {
 }
 
 bool Mesh::close_if_done(Deadline now) {
-  bool all = true;
+  bool all = acceptor_->flushed() || now - closing_->began >= kAbortTime;
   for (const auto& peer : peers_) {
     all = all && (peer == nullptr || settled(*peer, now));
   }
@@ -327,6 +380,10 @@ void Mesh::count_carried() {
     inbox_.counters.carried_received.store(carried->bytes_received, std::memory_order_relaxed);
     inbox_.counters.carrier_counts.store(true, std::memory_order_release);
   }
+}
+
+void Mesh::count_rejected(std::uint64_t connections) noexcept {
+  inbox_.counters.rejected_connections.fetch_add(connections, std::memory_order_relaxed);
 }
 
 void Mesh::finish() {

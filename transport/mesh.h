@@ -21,17 +21,23 @@
 namespace distro::transport {
 
 /// The I/O thread's half of a channel: the sockets and sessions to all peers of a rank. One duplex
-/// connection a pair: the higher rank dials the lower one. All members are for
-/// the I/O thread; callers meet it in the Inbox.
+/// connection a pair: the higher rank dials the lower one, or both reach each other by a relay. All
+/// members are for the I/O thread; callers meet it in the Inbox.
 class Mesh final : public IoHandler {
  public:
   /// Binds. Throws ConfigError.
-  Mesh(zmq::context_t& context, const ChannelConfig& config, const PeerAddress& own, Inbox& inbox);
+  Mesh(IoService& service, const ChannelConfig& config, const PeerAddress& own, Inbox& inbox);
 
   [[nodiscard]] const std::string& endpoint() const noexcept { return acceptor_->endpoint(); }
 
   void connect(std::vector<PeerAddress> addresses);
   void send(int peer, const SharedBytes& message);
+  struct Letter {
+    int peer;
+    SharedBytes message;
+  };
+  /// Send one message to several peers: the letters hold the same bytes.
+  void multicast(std::span<const Letter> letters);
   /// The inbox has room again for the peer's messages.
   void resume(int peer);
   /// Have all peers acknowledge at once: those that live answer.
@@ -59,7 +65,8 @@ class Mesh final : public IoHandler {
   bool receive_from_acceptor(Deadline now);  // true: there may be more
   bool receive_from_dialer(Peer& peer, Deadline now);
   std::optional<Frame> parse(const zmq::message_t& body);
-  void on_hello(const std::string& route, const Frame& frame, Deadline now);
+  void on_hello(const std::string& route, const Frame& frame, std::optional<int> authenticated,
+                Deadline now);
   void on_welcome(Peer& peer, const Frame& frame, Deadline now);
   void on_frame(Peer& peer, const Frame& frame, Deadline now);
   void on_abort(Peer& peer, const Frame& frame);
@@ -85,6 +92,7 @@ class Mesh final : public IoHandler {
   [[nodiscard]] bool settled(const Peer& peer, Deadline now) const;
   bool close_if_done(Deadline now);
   void count_carried();
+  void count_rejected(std::uint64_t connections) noexcept;
   void finish();
 
   [[nodiscard]] Peer* find(std::uint32_t rank) noexcept;
@@ -93,6 +101,7 @@ class Mesh final : public IoHandler {
   std::chrono::milliseconds timeout_;
   const PeerAddress& own_;
   Inbox& inbox_;
+  Pacer& pacer_;
   std::unique_ptr<Listener> acceptor_;
   std::vector<std::unique_ptr<Peer>> peers_;     // by rank, null but for neighbours; empty before
                                                  // connect

@@ -40,6 +40,18 @@ std::string Mesh::death_of(const Peer& peer, Deadline now) const {
       timeout_ + (peer.up ? kMissedKeepalives * config_.keepalive : milliseconds(0));
   if (quiet > allowed) {
     const double seconds = std::chrono::duration<double>(quiet).count();
+    if (const std::string trouble = acceptor_->trouble(peer.rank, now); !trouble.empty()) {
+      return fmt::format("rank {} was out of reach for {:.1f} s, the group's timeout: {}",
+                         peer.rank, seconds, trouble);
+    }
+    // Whoever was connected once has the right key: what failed since is not its handshake.
+    const std::string refusal = peer.ever_up             ? ""
+                                : peer.dialer != nullptr ? peer.dialer->refusal()
+                                                         : acceptor_->refusal();
+    if (!refusal.empty()) {
+      return fmt::format("rank {} could not be connected within {:.1f} s, the group's timeout: {}",
+                         peer.rank, seconds, refusal);
+    }
     return peer.ever_up ? fmt::format(
                               "rank {} stayed disconnected for {:.1f} s, the group's timeout: its "
                               "host or its "

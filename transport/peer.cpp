@@ -38,6 +38,7 @@ void Peer::went_down(Deadline now) noexcept {
   quiet_since = now;
   session.disconnected();
   staged_.reset();
+  paced_until_ = Deadline::min();
   more_to_send_ = false;
   owes_greeting = false;
   greet_at = Deadline::max();
@@ -55,30 +56,42 @@ Frame Peer::greeting_frame(const ChannelConfig& config) {
   return {session.header(dialer != nullptr ? FrameKind::hello : FrameKind::welcome), greeting_};
 }
 
-bool Peer::flush(Listener& acceptor, LiveCounters& counters) {
+bool Peer::flush(const Round& round) {
   const std::size_t size = staged_->size();
+  paced_until_ = Deadline::min();
+  if (round.pacer != nullptr && !round.pacer->take(size, round.config.priority, round.now)) {
+    paced_until_ = round.pacer->ready_at(round.config.priority, round.now);
+    return true;
+  }
   const SendResult result =
-      dialer != nullptr ? dialer->send(*staged_) : acceptor.send(route, *staged_);
+      dialer != nullptr ? dialer->send(*staged_) : round.acceptor.send(route, *staged_);
   if (result == SendResult::sent) {
     staged_.reset();
-    counters.socket_bytes_sent.fetch_add(size, std::memory_order_relaxed);
+    round.counters.socket_bytes_sent.fetch_add(size, std::memory_order_relaxed);
+  } else if (round.pacer != nullptr) {
+    round.pacer->give_back(size);
   }
   return result != SendResult::gone;
 }
 
-bool Peer::transmit(const Frame& frame, Listener& acceptor, LiveCounters& counters) {
+bool Peer::transmit(const Frame& frame, const Round& round) {
   staged_.emplace(kHeaderBytes + frame.payload.size());
   encode_frame(frame, {staged_->data<std::byte>(), staged_->size()});
-  return flush(acceptor, counters);
+  return flush(round);
 }
 
-bool Peer::pump(Listener& acceptor, const ChannelConfig& config, LiveCounters& counters,
-                Deadline now) {
+bool Peer::paced_here(const ChannelConfig& config) const noexcept {
+  return config.relay.empty() && !is_near(config, rank);
+}
+
+bool Peer::pump(Listener& acceptor, Pacer& pacer, const ChannelConfig& config,
+                LiveCounters& counters, Deadline now) {
+  const Round round{acceptor, paced_here(config) ? &pacer : nullptr, config, counters, now};
   more_to_send_ = false;
   if (dialer == nullptr && route.empty()) {
     return true;
   }
-  if (staged_ && !flush(acceptor, counters)) {
+  if (staged_ && !flush(round)) {
     return false;
   }
   if (dialer != nullptr && now >= greet_at) {
@@ -92,7 +105,7 @@ bool Peer::pump(Listener& acceptor, const ChannelConfig& config, LiveCounters& c
                        : std::min<Clock::duration>(2 * greet_wait, kMaxGreetWait);
       greet_at = now + greet_wait;
     }
-    if (!transmit(greeting_frame(config), acceptor, counters)) {
+    if (!transmit(greeting_frame(config), round)) {
       return false;
     }
   }
@@ -101,8 +114,7 @@ bool Peer::pump(Listener& acceptor, const ChannelConfig& config, LiveCounters& c
   }
   if (owed_abort && !staged_) {
     const std::string payload = *std::exchange(owed_abort, std::nullopt);
-    if (!transmit({session.header(FrameKind::abort), std::as_bytes(std::span(payload))}, acceptor,
-                  counters)) {
+    if (!transmit({session.header(FrameKind::abort), std::as_bytes(std::span(payload))}, round)) {
       return false;
     }
   }
@@ -115,7 +127,7 @@ bool Peer::pump(Listener& acceptor, const ChannelConfig& config, LiveCounters& c
       more_to_send_ = true;
       return true;
     }
-    const bool reached = transmit(*frame, acceptor, counters);
+    const bool reached = transmit(*frame, round);
     if (session.sent(*frame, now)) {  // also when staged: it goes as it is, or the session rewinds
       counters.resent_frames.fetch_add(1, std::memory_order_relaxed);
     }
@@ -130,6 +142,9 @@ Deadline Peer::next_timer(Deadline now) const noexcept {
   Deadline next = dialer != nullptr ? dialer->next_timer() : Deadline::max();
   if (more_to_send_) {
     return now;
+  }
+  if (staged_ && paced_until_ != Deadline::min()) {
+    return std::min(next, paced_until_);
   }
   if (!staged_) {  // otherwise the carrier's word that there is space comes first
     next = std::min({next, greet_at, up ? session.next_timer() : Deadline::max()});

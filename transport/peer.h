@@ -12,6 +12,7 @@
 #include "transport/frame.h"
 #include "transport/inbox.h"
 #include "transport/link.h"
+#include "transport/pacer.h"
 #include "transport/session.h"
 
 namespace distro::transport {
@@ -25,7 +26,8 @@ class Peer {
 
   /// Hand over to the carrier what may go now: greeting, abort, then the session's frames. False if
   /// the connection turned out to be gone. Sets more_to_send if it stopped only for fairness.
-  bool pump(Listener& acceptor, const ChannelConfig& config, LiveCounters& counters, Deadline now);
+  bool pump(Listener& acceptor, Pacer& pacer, const ChannelConfig& config, LiveCounters& counters,
+            Deadline now);
 
   /// The connection can carry frames, and the greetings were exchanged.
   void went_up(Deadline now) noexcept;
@@ -38,7 +40,9 @@ class Peer {
   [[nodiscard]] bool must_flush() const noexcept {
     return up && (staged_.has_value() || owed_abort.has_value() || session.owes_ack());
   }
-  [[nodiscard]] bool blocked() const noexcept { return staged_.has_value(); }
+  [[nodiscard]] bool blocked() const noexcept {
+    return staged_.has_value() && paced_until_ == Deadline::min();
+  }
   [[nodiscard]] Deadline next_timer(Deadline now) const noexcept;
 
   const int rank;
@@ -59,13 +63,24 @@ class Peer {
   std::optional<std::string> owed_abort;  ///< Payload.
 
  private:
-  bool transmit(const Frame& frame, Listener& acceptor, LiveCounters& counters);
-  bool flush(Listener& acceptor, LiveCounters& counters);
+  // What one pump works with.
+  struct Round {
+    Listener& acceptor;
+    Pacer* pacer;  // null: this peer is not paced here
+    const ChannelConfig& config;
+    LiveCounters& counters;
+    Deadline now;
+  };
+  // Not one of the own site, and not where the hub does it for all.
+  [[nodiscard]] bool paced_here(const ChannelConfig& config) const noexcept;
+  bool transmit(const Frame& frame, const Round& round);
+  bool flush(const Round& round);
   [[nodiscard]] Frame greeting_frame(const ChannelConfig& config);
 
   std::optional<zmq::message_t> staged_;  // refused by the carrier for want of space; goes first
   std::vector<std::byte> greeting_;
   bool more_to_send_ = false;
+  Deadline paced_until_ = Deadline::min();  // staged_ waits for its turn at the rate limit
 };
 
 }  // namespace distro::transport

@@ -31,6 +31,13 @@ Verdict Reassembly::accept(const Frame& frame) {
     ++expected_;
     return Verdict::accepted;
   }
+  if (header.kind == FrameKind::skip) {
+    if (in_message_) {
+      return violate("it left out numbers in the middle of a message");
+    }
+    expected_ += parse_skip(frame.payload);
+    return Verdict::accepted;
+  }
   const bool first = (header.flags & kFlagFirst) != 0;
   const bool last = (header.flags & kFlagLast) != 0;
   if (first == in_message_) {

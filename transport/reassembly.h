@@ -25,10 +25,10 @@ enum class Verdict {
 /// Memory grows with the chunks that arrived, never by an announced length. One thread.
 class Reassembly {
  public:
-  /// `max_ahead`: frames that an honest peer can have under way at most.
+  /// `max_ahead`: how far an honest peer's numbers can be ahead at most.
   Reassembly(std::size_t max_message_bytes, std::uint64_t max_ahead);
 
-  /// A DATA or GOODBYE frame.
+  /// A DATA, SKIP or GOODBYE frame.
   Verdict accept(const Frame& frame);
 
   /// The next complete message.

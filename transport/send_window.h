@@ -20,6 +20,12 @@ class SendWindow {
   void queue(const SharedBytes& message);
   void queue_goodbye();
 
+  /// Leave out numbers, so that the next message begins with `number` (not below next_number()).
+  void skip_to(std::uint64_t number);
+
+  /// What the first frame of the next message will have.
+  [[nodiscard]] std::uint64_t next_number() const noexcept { return next_number_; }
+
   /// The peer reads no more: forget all that it has not acknowledged.
   void discard() noexcept;
 
@@ -34,7 +40,7 @@ class SendWindow {
   /// resend_after in case the word that it has emptied is lost.
   void hold(bool held, Deadline now) noexcept;
 
-  /// The next DATA or GOODBYE that the window allows; session and ack are left to the caller.
+  /// The next DATA, SKIP or GOODBYE that the window allows; session and ack are left to the caller.
   /// Rewinds by itself after resend_after without progress.
   std::optional<Frame> peek(Deadline now) noexcept;
 
@@ -48,25 +54,29 @@ class SendWindow {
 
  private:
   struct Chunk {
-    SharedBytes message;  // null: GOODBYE
+    FrameKind kind = FrameKind::data;
+    std::uint8_t flags = 0;
+    SharedBytes message;  // its payload is a part of this
     std::size_t offset = 0;
     std::size_t size = 0;
-    std::uint8_t flags = 0;
+    std::uint64_t number = 0;
+    std::uint64_t numbers = 1;  // more in a SKIP only
   };
 
+  void push(Chunk chunk);
   [[nodiscard]] Deadline resend_at() const noexcept;
 
   std::size_t chunk_bytes_;
   std::size_t window_bytes_;
   Clock::duration resend_after_;
 
-  std::deque<Chunk> chunks_;  // not acknowledged; the first has number base_
-  std::uint64_t base_ = 0;
-  std::uint64_t cursor_ = 0;     // number of the next frame to send
-  std::uint64_t ever_sent_ = 0;  // one past the highest number ever sent
-  std::size_t in_flight_ = 0;    // bytes of [base_, cursor_), headers included
-  Deadline progress_at_{};       // last progress while frames are in flight
-  unsigned rewinds_ = 0;         // since the last progress
+  std::deque<Chunk> chunks_;       // not acknowledged
+  std::size_t cursor_ = 0;         // index of the next frame to send
+  std::uint64_t next_number_ = 0;  // of the next frame to queue
+  std::uint64_t ever_sent_ = 0;    // one past the highest number ever sent
+  std::size_t in_flight_ = 0;      // bytes of the frames before cursor_, headers included
+  Deadline progress_at_{};         // last progress while frames are in flight
+  unsigned rewinds_ = 0;           // since the last progress
   bool held_ = false;
   Deadline probe_at_{};  // while held: when one new frame may go
 };

@@ -22,6 +22,9 @@ class Session {
 
   void queue(const SharedBytes& message) { window_.queue(message); }
   void queue_goodbye() { window_.queue_goodbye(); }
+  /// As SendWindow, so that the next message has the same numbers for several peers.
+  void skip_to(std::uint64_t number) { window_.skip_to(number); }
+  [[nodiscard]] std::uint64_t next_number() const noexcept { return window_.next_number(); }
   void discard_outgoing() noexcept { window_.discard(); }
 
   /// A connection is up, and the peer said in HELLO or WELCOME what it expects next. False if it
@@ -31,7 +34,7 @@ class Session {
   /// The connection broke: send nothing until it is back.
   void disconnected() noexcept { connected_ = false; }
 
-  /// A DATA, ACK or GOODBYE frame of the peer.
+  /// A DATA, SKIP, ACK or GOODBYE frame of the peer.
   Verdict accept(const Frame& frame, Deadline now);
   std::optional<Bytes> take() { return reassembly_.take(); }
 
@@ -72,6 +75,9 @@ class Session {
   std::uint64_t own_session_;
   std::uint64_t peer_session_;
   Clock::duration keepalive_;
+  // Frames are to be the same for all peers, so numbered ones say nothing of the other direction;
+  // acknowledgements go alone, and later.
+  bool alike_;
   SendWindow window_;
   Reassembly reassembly_;
   bool connected_ = false;

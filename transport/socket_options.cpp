@@ -9,13 +9,10 @@
 #include <cstring>
 
 #include "transport/frame.h"
+#include "transport/relay_frame.h"
 
 namespace distro::transport {
 namespace {
-
-// Frames that ZeroMQ queues for one connection. Fewer: the I/O thread wakes for each chunk; more:
-// acknowledgements and aborts wait behind more data on a slow link.
-constexpr int kQueuedFrames = 16;
 
 // A heartbeat that stays unanswered for so many intervals ends the connection. Fewer: a chunk on a
 // slow link is taken for a dead peer; more: a vanished host is noticed late.
@@ -36,6 +33,10 @@ constexpr int kTcpSilenceMs = 30'000;
 constexpr int kReconnectMs = 200;
 constexpr int kReconnectMaxMs = 10'000;
 
+// ZMQ_ZAP_ENFORCE_DOMAIN: every libzmq since 4.3 has the option, its header only with the draft
+// ones.
+constexpr int kZapEnforceDomain = 93;
+
 }  // namespace
 
 void set_socket_options(zmq::socket_t& socket, const ChannelConfig& config, bool ipv6) {
@@ -45,14 +46,15 @@ void set_socket_options(zmq::socket_t& socket, const ChannelConfig& config, bool
   // Not IMMEDIATE: with it a DEALER drops what it has received when its connection breaks, a
   // goodbye for instance.
   socket.set(opt::linger, 0);
-  socket.set(opt::sndhwm, kQueuedFrames);
-  // A DEALER whose input has stopped at a full queue while ZeroMQ reconnects it ends the whole
-  // process (libzmq issue 3937), so its queue has no limit; the session's window bounds what an
-  // honest peer sends, and this rank chose whom it dials. Strangers reach the ROUTER only, which
-  // ZeroMQ never reconnects.
-  const bool dials = socket.get(opt::type) == ZMQ_DEALER;
-  socket.set(opt::rcvhwm, dials ? 0 : kQueuedFrames);
-  socket.set(opt::maxmsgsize, static_cast<std::int64_t>(config.chunk_bytes + kFrameAllowance));
+  socket.set(opt::sndhwm, config.queue_frames);
+  // A connection that breaks while its input stands still at a full queue ends the whole process,
+  // when a heartbeat is due or ZeroMQ reconnects it before somebody reads (libzmq issue 3937). So
+  // the queues have no limit: what waits in them is read at once, also from strangers, and the
+  // sessions' windows bound what honest peers send.
+  socket.set(opt::rcvhwm, 0);
+  socket.set(opt::maxmsgsize,
+             static_cast<std::int64_t>(config.chunk_bytes + kFrameAllowance +
+                                       (config.relay.empty() ? 0 : kRelayAllowance)));
   socket.set(opt::heartbeat_ivl, keepalive);
   socket.set(opt::heartbeat_timeout, kMissedHeartbeats * keepalive);
   socket.set(opt::heartbeat_ttl, kMissedHeartbeats * keepalive);
@@ -64,6 +66,31 @@ void set_socket_options(zmq::socket_t& socket, const ChannelConfig& config, bool
   if (ipv6) {
     socket.set(opt::ipv6, true);
   }
+}
+
+void secure_server(zmq::socket_t& socket, const KeyPair& own, const std::string& domain) {
+  namespace opt = zmq::sockopt;
+  socket.set(opt::curve_server, true);
+  // With its 0, so that ZeroMQ makes no copy to add one.
+  socket.set(opt::curve_secretkey, zmq::const_buffer(own.secret.z85(), kZ85KeyBytes + 1));
+  socket.set(opt::zap_domain, domain);
+  // Else a domain without a handler lets everybody in.
+  const int enforce = 1;
+  if (::zmq_setsockopt(socket.handle(), kZapEnforceDomain, &enforce, sizeof enforce) != 0) {
+    throw zmq::error_t();
+  }
+}
+
+void secure_client(zmq::socket_t& socket, const KeyPair& own, const std::string& server_key) {
+  namespace opt = zmq::sockopt;
+  socket.set(opt::curve_serverkey, server_key);
+  socket.set(opt::curve_publickey, own.public_key);
+  socket.set(opt::curve_secretkey, zmq::const_buffer(own.secret.z85(), kZ85KeyBytes + 1));
+}
+
+std::string user_of(const zmq::message_t& message) {
+  const char* user = ::zmq_msg_gets(message.handle(), "User-Id");
+  return user == nullptr ? "" : user;
 }
 
 void close_lingering(zmq::socket_t& socket, std::chrono::milliseconds linger) noexcept {
@@ -102,6 +129,23 @@ std::optional<SocketMonitor::Event> SocketMonitor::next() {
   while (message.more() && pair_.recv(message, zmq::recv_flags::dontwait)) {
   }
   return Event{kind, value};
+}
+
+std::string handshake_error(const SocketMonitor::Event& event, bool keys) {
+  if (event.kind == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH) {
+    return "the key of the end that dials is not in the peers file of the end that listens";
+  }
+  if (event.kind == ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL) {
+    return "it ended, or took too long, before the greeting was over";
+  }
+  switch (event.value) {
+    case ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
+      return keys ? "the other end has no keys" : "the other end wants keys, and this one has none";
+    case ZMQ_PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC:
+      return "it was not encrypted for the key that the peers file has of the end that listens";
+    default:
+      return "it did not follow ZeroMQ's protocol";
+  }
 }
 
 }  // namespace distro::transport

@@ -3,14 +3,26 @@
 #include <chrono>
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <zmq.hpp>
 
 #include "transport/channel.h"
+#include "transport/keys.h"
 
 namespace distro::transport {
 
 /// Options of every ROUTER and DEALER of a channel, to be set before bind or connect.
 void set_socket_options(zmq::socket_t& socket, const ChannelConfig& config, bool ipv6);
+
+/// Accept connections of those only whom the ZapHandler of the socket's context knows in this
+/// domain. Before bind. Without a handler nobody can connect.
+void secure_server(zmq::socket_t& socket, const KeyPair& own, const std::string& domain);
+
+/// Connect to whoever has this key (Z85) only. Before connect.
+void secure_client(zmq::socket_t& socket, const KeyPair& own, const std::string& server_key);
+
+/// The user id that the ZapHandler gave whoever sent this message; empty: none.
+std::string user_of(const zmq::message_t& message);
 
 /// How long ZeroMQ delivers in the background what was handed to it before a socket was closed.
 /// Shorter: an abort or a goodbye on a slow link is cut off; longer: a process takes that long to
@@ -20,6 +32,11 @@ inline constexpr std::chrono::milliseconds kLinger{1'000};
 inline constexpr std::chrono::milliseconds kLingerAfterGoodbye{100};
 
 void close_lingering(zmq::socket_t& socket, std::chrono::milliseconds linger) noexcept;
+
+/// Events that say that a connection failed before ZeroMQ's greeting was over.
+inline constexpr int kHandshakeFailed = ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |
+                                        ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |
+                                        ZMQ_EVENT_HANDSHAKE_FAILED_AUTH;
 
 /// Events of one socket, by a PAIR of its own. inproc sockets have none. To be destroyed before the
 /// socket is closed: ZeroMQ's thread hangs, and with it all connections, when it reports an event
@@ -36,7 +53,8 @@ class SocketMonitor {
 
   struct Event {
     int kind;             ///< ZMQ_EVENT_...
-    std::uint32_t value;  ///< The file descriptor, for those events that have one.
+    std::uint32_t value;  ///< The file descriptor, for those events that have one; of a failed
+                          ///< handshake its status or ZMQ_PROTOCOL_ERROR_...
   };
 
   /// The next event, or an empty optional.
@@ -46,5 +64,9 @@ class SocketMonitor {
   void* monitored_;
   zmq::socket_t pair_;
 };
+
+/// What a failed handshake (an event of kHandshakeFailed) means for the end that reports it.
+/// `keys`: whether this end has some.
+std::string handshake_error(const SocketMonitor::Event& event, bool keys);
 
 }  // namespace distro::transport

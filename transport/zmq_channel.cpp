@@ -59,8 +59,7 @@ ZmqChannel::ZmqChannel(const ChannelConfig& config)
   parts.own.pid_start = process.start;
   parts.service = IoService::acquire();
   parts.service->run([&parts] {
-    parts.mesh =
-        std::make_unique<Mesh>(parts.service->context(), parts.config, parts.own, parts.inbox);
+    parts.mesh = std::make_unique<Mesh>(*parts.service, parts.config, parts.own, parts.inbox);
     parts.own.endpoint = parts.mesh->endpoint();
     parts.service->add(*parts.mesh);
   });
@@ -110,14 +109,19 @@ void ZmqChannel::connect(std::vector<PeerAddress> peers) {
                                   config.rank, peers.size(), config.world_size));
   }
   for (int rank = 0; rank < config.world_size; ++rank) {
-    const PeerAddress& peer = peers[static_cast<std::size_t>(rank)];
+    PeerAddress& peer = peers[static_cast<std::size_t>(rank)];
+    if (config.keys && !config.keys->endpoint_by_rank.empty()) {
+      const auto& given = config.keys->endpoint_by_rank[static_cast<std::size_t>(rank)];
+      peer.endpoint = endpoint_to_dial(given, peer.endpoint);
+    }
     if (rank != config.rank && peer.protocol != kProtocolVersion) {
       throw ProtocolError(fmt::format(
           "rank {} speaks version {} of the session protocol, rank {} version {}: install the "
           "same torch-distro on all ranks",
           rank, peer.protocol, config.rank, kProtocolVersion));
     }
-    if (rank < config.rank && is_neighbour(config, rank) && config.carrier != Carrier::plugin) {
+    if (rank < config.rank && is_neighbour(config, rank) && config.carrier != Carrier::plugin &&
+        (config.relay.empty() || is_near(config, rank))) {
       check_endpoint(config, rank, peer.endpoint);
     }
   }
@@ -127,7 +131,7 @@ void ZmqChannel::connect(std::vector<PeerAddress> peers) {
   parts_->service->run([this, &peers] { parts_->mesh->connect(std::move(peers)); });
 }
 
-void ZmqChannel::send(int peer, SharedBytes message) {
+void ZmqChannel::check_send(int peer, const SharedBytes& message) const {
   check_peer("send", peer);
   if (message == nullptr || message->size() > parts_->config.max_message_bytes) {
     throw ConfigError(fmt::format(
@@ -136,8 +140,34 @@ void ZmqChannel::send(int peer, SharedBytes message) {
         parts_->config.max_message_bytes));
   }
   parts_->inbox.check_can_send(peer);
+}
+
+void ZmqChannel::send(int peer, SharedBytes message) {
+  check_send(peer, message);
   parts_->service->post([mesh = parts_->mesh.get(), peer,
                          message = count(peer, std::move(message))] { mesh->send(peer, message); });
+}
+
+std::vector<int> ZmqChannel::multicast(std::span<const int> peers, const SharedBytes& message) {
+  std::vector<Mesh::Letter> letters;
+  std::vector<int> left;
+  std::exception_ptr error;
+  for (const int peer : peers) {
+    try {
+      check_send(peer, message);
+      letters.push_back({peer, count(peer, message)});
+    } catch (const PeerLeft&) {
+      left.push_back(peer);
+    } catch (...) {
+      error = error ? error : std::current_exception();
+    }
+  }
+  parts_->service->post(
+      [mesh = parts_->mesh.get(), letters = std::move(letters)] { mesh->multicast(letters); });
+  if (error) {
+    std::rethrow_exception(error);
+  }
+  return left;
 }
 
 SharedBytes ZmqChannel::count(int peer, SharedBytes message) {
@@ -175,6 +205,24 @@ std::optional<Bytes> ZmqChannel::try_receive(int peer) {
     return std::nullopt;
   }
   return unpack(peer, std::move(*taken));
+}
+
+std::optional<Channel::Arrival> ZmqChannel::receive_any(Deadline deadline) {
+  check_use("receive");
+  if (!connected_) {
+    throw ConfigError(fmt::format("rank {}: receive before connect", parts_->config.rank));
+  }
+  auto taken = parts_->inbox.receive_any(deadline);
+  if (!taken) {
+    return std::nullopt;
+  }
+  return Arrival{taken->peer, unpack(taken->peer, std::move(*taken))};
+}
+
+void ZmqChannel::wake() {
+  if (!foreign()) {
+    parts_->inbox.wake();
+  }
 }
 
 void ZmqChannel::abort(int culprit, std::string_view reason) {

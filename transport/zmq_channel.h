@@ -27,8 +27,11 @@ class ZmqChannel final : public Channel {
   [[nodiscard]] PeerAddress address() const override { return parts_->own; }
   void connect(std::vector<PeerAddress> peers) override;
   void send(int peer, SharedBytes message) override;
+  std::vector<int> multicast(std::span<const int> peers, const SharedBytes& message) override;
   Bytes receive(int peer, Deadline deadline) override;
   std::optional<Bytes> try_receive(int peer) override;
+  std::optional<Arrival> receive_any(Deadline deadline) override;
+  void wake() override;
   void abort(int culprit, std::string_view reason) override;
   [[nodiscard]] std::optional<PeerLost> lost() const override;
   [[nodiscard]] std::optional<PeerError> suspect(Deadline until) const override;
@@ -39,7 +42,8 @@ class ZmqChannel final : public Channel {
  private:
   // What the I/O thread may use, at a fixed address; leaked in a forked child.
   struct Parts {
-    explicit Parts(const ChannelConfig& c) : config(c), inbox(c.rank, c.world_size, c.inbox_bytes) {
+    explicit Parts(const ChannelConfig& c)
+        : config(with_window(c)), inbox(c.rank, c.world_size, c.inbox_bytes) {
       for (int peer = 0; peer < c.world_size; ++peer) {
         outstanding.push_back(std::make_shared<std::atomic<std::size_t>>(0));
       }
@@ -54,6 +58,7 @@ class ZmqChannel final : public Channel {
 
   void check_use(const char* what) const;
   void check_peer(const char* what, int peer) const;
+  void check_send(int peer, const SharedBytes& message) const;
   SharedBytes count(int peer, SharedBytes message);
   Bytes unpack(int peer, Inbox::Taken taken);
   void shut(Deadline deadline, bool goodbye);

@@ -12,6 +12,7 @@
 #include "backend/c10d/interpreter_end.h"
 #include "backend/c10d/python_lock.h"
 #include "backend/c10d/tensors.h"
+#include "backend/c10d/transfer_work.h"
 
 namespace distro::c10d_backend {
 namespace {
@@ -33,7 +34,8 @@ transport::Deadline until(milliseconds timeout) {
 }  // namespace
 
 c10::intrusive_ptr<c10::ivalue::Future> future_of(c10d::Work& work, c10d::OpType operation) {
-  if (c10d::isP2POp(operation)) {
+  // Of the inner backends' messages only our own transport's complete by themselves.
+  if (c10d::isP2POp(operation) && dynamic_cast<const TransferWork*>(&work) == nullptr) {
     return nullptr;
   }
   try {

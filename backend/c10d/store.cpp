@@ -50,9 +50,7 @@ std::string C10dStore::get(const std::string& key) {
   return {value.begin(), value.end()};
 }
 
-std::int64_t C10dStore::add(const std::string& key, std::int64_t amount) {
-  return store_->add(key, amount);
-}
+bool C10dStore::has(const std::string& key) { return store_->check({key}); }
 
 std::string route_to(const c10::intrusive_ptr<c10d::Store>& store) {
   auto inner = store;

@@ -17,7 +17,7 @@ class C10dStore : public exchange::BlobStore {
       : store_(std::move(store)), timeout_(timeout) {}
   void set(const std::string& key, const std::string& value) override;
   std::string get(const std::string& key) override;
-  std::int64_t add(const std::string& key, std::int64_t amount) override;
+  bool has(const std::string& key) override;
 
  private:
   const c10::intrusive_ptr<c10d::Store> store_;

@@ -1,12 +1,14 @@
 #include "backend/exchange/group.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <thread>
 
 #include "backend/exchange/error.h"
 #include "backend/exchange/reductions.h"
+#include "backend/exchange/transfers.h"
 
 namespace distro::exchange {
 namespace {
@@ -49,6 +51,9 @@ std::shared_ptr<Group> Group::join(const Identity& identity, const Options& opti
   if (identity.rank == 0 && group->sites().participants() < identity.world_size) {
     group->log(transport::LogLevel::info, fmt::format("participants: {}", group->sites().text()));
   }
+  if (group->exact_channel_) {
+    group->open_transfers();
+  }
   if (exchanges_gradients(options.mode) && identity.world_size > 1) {
     group->reductions_ = std::make_unique<Reductions>(*group);
   }
@@ -64,18 +69,48 @@ Group::Group(const Identity& identity, const Options& options, Meeting meeting)
       site_own_devices_(meeting.site_own_devices),
       sites_(std::move(meeting.sites)),
       channel_(std::move(meeting.channel)),
+      exact_channel_(std::move(meeting.exact_channel)),
       arena_(threads(options, meeting.local_ranks)),
       timeout_(identity.timeout) {
   if (channel_) {
-    post_.emplace(*channel_, counters_, sites_, identity_.rank);
+    post_.emplace(*channel_, counters_, sites_, identity_.rank, options_.hub);
     mailbox_.emplace(*channel_, counters_, *post_, identity_.rank, identity_.world_size);
   }
 }
 
 Group::~Group() = default;
 
+void Group::LeaveInChild::operator()(Transfers* transfers) const noexcept {
+  if (::getpid() == owner) {
+    delete transfers;  // NOLINT(cppcoreguidelines-owning-memory): a deleter
+  }
+}
+
+void Group::open_transfers() {
+  Transfers::Config config;
+  config.rank = rank();
+  config.world_size = world_size();
+  config.lost = [this] { return channel_->lost(); };
+  config.on_failure = [this](int culprit, std::string_view reason) { abort(culprit, reason); };
+  transfers_ = std::unique_ptr<Transfers, LeaveInChild>(
+      std::make_unique<Transfers>(*exact_channel_, std::move(config)).release(),
+      LeaveInChild{::getpid()});
+}
+
 transport::ChannelCounters Group::channel_counters() const {
-  return channel_ ? channel_->counters() : transport::ChannelCounters{};
+  transport::ChannelCounters counters;
+  for (const auto* const channel : {channel_.get(), exact_channel_.get()}) {
+    if (channel != nullptr) {
+      const auto more = channel->counters();
+      counters.socket_bytes_sent += more.socket_bytes_sent;
+      counters.socket_bytes_received += more.socket_bytes_received;
+      counters.resent_frames += more.resent_frames;
+      counters.reconnects += more.reconnects;
+      counters.rejected_frames += more.rejected_frames;
+      counters.duplicate_frames += more.duplicate_frames;
+    }
+  }
+  return counters;
 }
 
 void Group::set_timeout(std::chrono::milliseconds timeout) {
@@ -83,6 +118,9 @@ void Group::set_timeout(std::chrono::milliseconds timeout) {
   const std::lock_guard lock(channel_mutex_);
   if (channel_ && !closed_) {
     channel_->set_timeout(timeout);
+    if (exact_channel_) {
+      exact_channel_->set_timeout(timeout);
+    }
   }
 }
 
@@ -135,13 +173,17 @@ void Group::abort(int culprit, std::string_view reason) noexcept {
   }
   try {
     channel_->abort(culprit, reason);
+    if (exact_channel_) {
+      exact_channel_->abort(culprit, reason);
+    }
   } catch (const std::exception& error) {
     log(transport::LogLevel::debug, error.what());
   }
 }
 
 std::optional<transport::PeerLost> Group::lost() const {
-  return channel_ ? channel_->lost() : std::nullopt;
+  auto lost = channel_ ? channel_->lost() : std::nullopt;
+  return !lost && exact_channel_ ? exact_channel_->lost() : lost;
 }
 
 std::optional<transport::PeerError> Group::suspect(std::chrono::milliseconds patience) {
@@ -152,6 +194,9 @@ std::optional<transport::PeerError> Group::suspect(std::chrono::milliseconds pat
   constexpr std::chrono::seconds kMoment{5};
   const auto now = transport::Clock::now();
   const bool lately = asked_in_vain_.load() > now - kMoment;
+  if (auto known = lost()) {
+    return known;
+  }
   const auto found = channel_->suspect(lately ? now : now + patience);
   if (!found) {
     asked_in_vain_ = transport::Clock::now();
@@ -163,6 +208,9 @@ void Group::close() noexcept {
   if (reductions_) {
     reductions_->close();  // it sends and takes until it has ended
   }
+  if (transfers_) {
+    transfers_->close();  // likewise
+  }
   {
     const std::lock_guard lock(channel_mutex_);
     if (closed_.exchange(true)) {
@@ -171,6 +219,9 @@ void Group::close() noexcept {
   }
   if (channel_) {
     channel_->close(deadline());
+  }
+  if (exact_channel_) {
+    exact_channel_->close(deadline());
   }
   if (const auto last_act = std::move(last_act_)) {
     last_act();

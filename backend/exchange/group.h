@@ -1,6 +1,7 @@
 #pragma once
 
 #include <oneapi/tbb/task_arena.h>
+#include <sys/types.h>
 
 #include <atomic>
 #include <chrono>
@@ -23,6 +24,7 @@
 namespace distro::exchange {
 
 class Reductions;
+class Transfers;
 
 /// One process group of this rank: its options, its channel, its mailbox and its counters.
 /// Thread-safe.
@@ -72,6 +74,10 @@ class Group {
 
   /// The engine of gradient reductions; null but in modes ef and demo with more than one rank.
   [[nodiscard]] Reductions* reductions() noexcept { return reductions_.get(); }
+
+  /// The engine of exact collectives over the group's own transport; null where those run in Gloo
+  /// (Options::own_transport), and in a group of one rank.
+  [[nodiscard]] Transfers* transfers() noexcept { return transfers_.get(); }
 
   /// Which ranks act as one.
   [[nodiscard]] const Sites& sites() const noexcept { return sites_; }
@@ -125,6 +131,13 @@ class Group {
  private:
   Group(const Identity& identity, const Options& options, Meeting meeting);
   void check_open() const;
+  void open_transfers();
+
+  // In a forked child the threads are the parent's: it is left alone.
+  struct LeaveInChild {
+    pid_t owner;
+    void operator()(Transfers* transfers) const noexcept;
+  };
 
   const Identity identity_;
   const Options options_;
@@ -134,7 +147,8 @@ class Group {
   const bool site_own_devices_;
   const Sites sites_;
   Counters counters_;
-  const std::unique_ptr<transport::Channel> channel_;  // null in a group of one rank
+  const std::unique_ptr<transport::Channel> channel_;        // null in a group of one rank
+  const std::unique_ptr<transport::Channel> exact_channel_;  // null where there are no transfers
   std::optional<Post> post_;
   std::optional<Mailbox> mailbox_;
   tbb::task_arena arena_;
@@ -146,6 +160,7 @@ class Group {
   std::atomic<transport::Deadline> asked_in_vain_{transport::Deadline::min()};
   std::atomic<std::chrono::milliseconds> timeout_;
   FailureObserver failure_observer_;
+  std::unique_ptr<Transfers, LeaveInChild> transfers_{nullptr, {}};  // its threads use the above
   std::unique_ptr<Reductions> reductions_;  // last: its thread uses all of the above
 };
 

@@ -12,6 +12,7 @@
 
 #include "backend/exchange/sites.h"
 #include "backend/exchange/text.h"
+#include "transport/bind.h"
 
 extern char** environ;  // NOLINT(readability-redundant-declaration): POSIX declares it in no header
 
@@ -23,7 +24,9 @@ using transport::LogLevel;
 
 // Thrown by a parser; the caller adds the option's name and what is allowed.
 struct BadValue {};
-struct NotAvailableYet {};
+
+// Lower: what keeps the ranks connected would not fit.
+constexpr std::uint64_t kLeastRate = 1000;
 
 // Of a name or value that is no text, in an error text, in bytes.
 constexpr std::size_t kMaxShownValue = 200;
@@ -69,6 +72,19 @@ std::string_view site(std::string_view text) {
   return text;
 }
 
+bool is_hub(std::string_view text) {
+  static constexpr std::pair<std::string_view, bool> kValues[] = {{"mesh", false}, {"hub", true}};
+  return choice<bool>(text, kValues);
+}
+
+std::string relay(std::string_view text) {
+  std::string endpoint(text);
+  if (!transport::split_endpoint(endpoint)) {
+    throw BadValue{};
+  }
+  return endpoint;
+}
+
 plugins::Transform transform(std::string_view text) {
   static constexpr std::pair<std::string_view, plugins::Transform> kValues[] = {
       {"dct", plugins::Transform::dct}, {"none", plugins::Transform::none}};
@@ -79,6 +95,12 @@ bool compresses(std::string_view text) {
   static constexpr std::pair<std::string_view, bool> kValues[] = {{"exact", false},
                                                                   {"compress", true}};
   return choice<bool>(text, kValues);
+}
+
+Exact exact(std::string_view text) {
+  static constexpr std::pair<std::string_view, Exact> kValues[] = {
+      {"auto", Exact::automatic}, {"gloo", Exact::gloo}, {"transport", Exact::transport}};
+  return choice<Exact>(text, kValues);
 }
 
 // A name, or the path of a third-party transport.
@@ -135,15 +157,6 @@ void ports(Options& options, std::string_view text) {
   }
 }
 
-// An option of a later version: only its default may be given.
-std::function<void(Options&, std::string_view)> later(std::string_view default_value) {
-  return [default_value](Options&, std::string_view text) {
-    if (text != default_value) {
-      throw NotAvailableYet{};
-    }
-  };
-}
-
 // Modes in which an option for experts means something; in the others it is a mistake to give it.
 // The variables are lenient: they may be set for several programs.
 using Modes = std::span<const Mode>;
@@ -182,19 +195,25 @@ const std::vector<Entry>& entries() {
          o.min_elements = number<std::uint64_t>(t, 1, std::uint64_t{1} << 40);
        },
        kOfGradients},
-      {"topology", true, "mesh", later("mesh")},
-      {"relay", true, "nothing", later("")},
+      {"topology", true, "mesh, hub", [](Options& o, std::string_view t) { o.hub = is_hub(t); }},
+      {"relay", true, "the relay's endpoint, tcp://host:port",
+       [](Options& o, std::string_view t) { o.relay = relay(t); }},
       {"bind", true, "an address or interface of this machine",
        [](Options& o, std::string_view t) { o.bind = t; }},
       {"advertise", true, "a host name or address",
        [](Options& o, std::string_view t) { o.advertise = t; }},
       {"ports", true, "a port or a range such as 40000-40100", ports},
-      {"curve_secret_file", true, "nothing", later("")},
-      {"curve_peers_file", true, "nothing", later("")},
+      {"curve_secret_file", true, "the path of this rank's .key file",
+       [](Options& o, std::string_view t) { o.curve_secret_file = t; }},
+      {"curve_peers_file", true, "the path of the peers file",
+       [](Options& o, std::string_view t) { o.curve_peers_file = t; }},
       {"insecure", true, "0, 1", [](Options& o, std::string_view t) { o.insecure = flag(t); }},
       {"threads", true, "a whole number from 1 to 1024",
        [](Options& o, std::string_view t) { o.threads = number<int>(t, 1, 1024); }},
-      {"rate_limit", true, "nothing", later("")},
+      {"rate_limit", true, "bytes a second, a whole number from 1000 to 10^12",
+       [](Options& o, std::string_view t) {
+         o.rate_limit_bytes = number<std::uint64_t>(t, kLeastRate, 1'000'000'000'000);
+       }},
       {"stats", true, "a path", [](Options& o, std::string_view t) { o.stats_path = t; }},
       {"log", true, "warning, info, debug, error",
        [](Options& o, std::string_view t) { o.log_level = log_level(t); }},
@@ -222,6 +241,8 @@ const std::vector<Entry>& entries() {
       {"reduce_scatter", false, "exact, compress",
        [](Options& o, std::string_view t) { o.compress_reduce_scatter = compresses(t); },
        kOfGradients},
+      {"exact", false, "auto, gloo, transport",
+       [](Options& o, std::string_view t) { o.exact = exact(t); }},
   };
   return kEntries;
 }
@@ -244,10 +265,6 @@ void set(Options& options, const Entry& entry, std::string_view shown, std::stri
   } catch (const BadValue&) {
     throw OptionError(
         fmt::format("{}={} is not allowed. Allowed: {}.", shown, text, entry.allowed));
-  } catch (const NotAvailableYet&) {
-    throw OptionError(
-        fmt::format("{}={} is not available yet in this version of torch-distro. Allowed: {}.",
-                    shown, text, entry.allowed));
   }
 }
 
@@ -263,6 +280,25 @@ void check_mode(const Entry& entry, Mode mode) {
       "Options({0}) means nothing in mode {1}; it belongs to mode {2}. Leave it out, or "
       "choose such a mode.",
       entry.name, name_of(mode), fmt::join(names, ", ")));
+}
+
+void check_keys(const Options& options) {
+  if (options.curve_secret_file.empty() != options.curve_peers_file.empty()) {
+    throw OptionError(fmt::format(
+        "DISTRO_CURVE_{} is set and DISTRO_CURVE_{} is not: keys need both, this rank's own and "
+        "the file that says who takes part (`torch-distro keygen` makes them). Set both, or none.",
+        options.curve_secret_file.empty() ? "PEERS_FILE" : "SECRET_FILE",
+        options.curve_secret_file.empty() ? "SECRET_FILE" : "PEERS_FILE"));
+  }
+  if (options.has_keys() && options.carrier != Carrier::tcp) {
+    throw OptionError(fmt::format(
+        "DISTRO_CURVE_SECRET_FILE is set with DISTRO_TRANSPORT={}: keys protect tcp. {} Unset "
+        "DISTRO_CURVE_SECRET_FILE and DISTRO_CURVE_PEERS_FILE, or use DISTRO_TRANSPORT=tcp.",
+        options.agreed().at("transport"),
+        options.carrier == Carrier::plugin
+            ? "A transport that is given by path has to protect itself."
+            : "What it sends does not leave the host, where only this user can read it."));
+  }
 }
 
 }  // namespace
@@ -310,6 +346,27 @@ Options resolve_options(const StringMap& environment, const StringMap& overrides
                     "mode {}. Unset it, or choose another mode.",
                     options.site, name_of(options.mode)));
   }
+  if (options.hub && options.relay.empty()) {
+    throw OptionError(
+        "DISTRO_TOPOLOGY=hub needs DISTRO_RELAY=tcp://host:port, the endpoint of a `torch-distro "
+        "relay` that all ranks can reach.");
+  }
+  if (!options.hub && !options.relay.empty()) {
+    throw OptionError(fmt::format(
+        "DISTRO_RELAY={} is used with DISTRO_TOPOLOGY=hub only. Set that, or unset DISTRO_RELAY.",
+        options.relay));
+  }
+  if (options.hub && options.carrier != Carrier::tcp) {
+    throw OptionError(
+        "DISTRO_TOPOLOGY=hub needs DISTRO_TRANSPORT=tcp: a relay is reached over TCP. Unset one of "
+        "the two.");
+  }
+  check_keys(options);
+  if (options.exact == Exact::gloo && (options.hub || options.has_keys())) {
+    throw OptionError(
+        "Options(exact)=gloo with a hub or keys: Gloo connects every rank with every other, in the "
+        "clear. Leave it out, and exact collectives go the way of everything else.");
+  }
   for (const auto& setting : overrides) {
     check_mode(*std::ranges::find(entries(), setting.first, &Entry::name), options.mode);
   }
@@ -344,6 +401,10 @@ std::string_view name_of(Mode mode) noexcept {
   return "unknown";
 }
 
+bool Options::own_transport() const noexcept {
+  return exact == Exact::transport || (exact == Exact::automatic && (hub || has_keys()));
+}
+
 plugins::GradientConfig Options::gradient_config() const {
   // DeMo's own decay; with error feedback nothing is forgotten.
   const double decay = beta.value_or(mode == Mode::demo ? 0.999 : 1.0);
@@ -374,7 +435,10 @@ StringMap Options::agreed() const {
           {"transform", transform == plugins::Transform::dct ? "dct" : "none"},
           {"beta", beta ? fmt::format("{}", *beta) : "default"},
           {"reduce_scatter", compress_reduce_scatter ? "compress" : "exact"},
-          {"transport", carried}};
+          {"exact", own_transport() ? "transport" : "gloo"},
+          {"topology", hub ? "hub" : "mesh"},
+          {"transport", carried},
+          {"keys", has_keys() ? "1" : "0"}};
 }
 
 }  // namespace distro::exchange

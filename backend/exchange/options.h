@@ -26,6 +26,9 @@ enum class Mode : std::uint8_t { automatic, weights, ef, demo, dense };
   return mode == Mode::ef || mode == Mode::demo;
 }
 
+/// What runs exact collectives on the host: Gloo, or the group's own transport (docs/adr/0016).
+enum class Exact : std::uint8_t { automatic, gloo, transport };
+
 using StringMap = std::map<std::string, std::string, std::less<>>;
 
 /// The options of one process group, resolved and checked. README.md, "Options", lists them for
@@ -42,20 +45,31 @@ struct Options {
   plugins::Transform transform = plugins::Transform::dct;  ///< ef, demo.
   std::optional<double> beta;  ///< ef, demo: decay of the residual; empty: 1 in ef, 0.999 in demo.
   bool compress_reduce_scatter = false;  ///< ef, demo: reduce-scatters, too, are compressed.
+  Exact exact = Exact::automatic;
   transport::Carrier carrier = transport::Carrier::tcp;
   std::shared_ptr<const transport::Plugin> plugin;  ///< Carrier::plugin: the loaded library.
+  bool hub = false;                                 ///< Everything goes by the relay.
+  std::string relay;                                ///< hub: its endpoint.
+  std::uint64_t rate_limit_bytes = 0;               ///< A second, for all groups; 0: none.
   std::string bind;                                 ///< Empty: what the store's route shows.
   std::string advertise;
   std::uint16_t first_port = 0;
   std::uint16_t last_port = 0;
+  std::string curve_secret_file;  ///< With the next, or both empty: no keys.
+  std::string curve_peers_file;
   bool insecure = false;
   int threads = 0;  ///< 0: cores / local ranks.
   std::string stats_path;
   transport::LogLevel log_level = transport::LogLevel::warning;
   kernels::Isa isa = kernels::Isa::scalar;
 
+  [[nodiscard]] bool has_keys() const noexcept { return !curve_secret_file.empty(); }
+
   /// Those that every rank must share, by name, as text: what the ranks compare when they meet.
   [[nodiscard]] StringMap agreed() const;
+
+  /// Exact collectives run over the group's own transport, and neither Gloo nor NCCL connects.
+  [[nodiscard]] bool own_transport() const noexcept;
 
   /// What the codec of a gradient reduction needs to know (modes ef and demo).
   [[nodiscard]] plugins::GradientConfig gradient_config() const;

@@ -1,15 +1,20 @@
 #include "backend/exchange/post.h"
 
+#include <algorithm>
+#include <iterator>
+
 #include "backend/exchange/counters.h"
 
 namespace distro::exchange {
 
-Post::Post(transport::Channel& channel, Counters& counters, const Sites& sites, int rank)
+Post::Post(transport::Channel& channel, Counters& counters, const Sites& sites, int rank,
+           bool uploads_once)
     : channel_(channel),
       counters_(counters),
       sites_(sites),
       rank_(rank),
-      leader_(sites.leader_of(rank)) {
+      leader_(sites.leader_of(rank)),
+      uploads_once_(uploads_once) {
   for (const int neighbour : sites.neighbours(rank)) {
     (is_near(neighbour) ? site_ : other_sites_).push_back(neighbour);
     if (passes_on(neighbour)) {
@@ -57,21 +62,32 @@ void Post::send(int neighbour, const transport::SharedBytes& message) const {
     // shows when we take it.
     return;
   }
-  auto& counter = is_near(neighbour) ? counters_.site_bytes : counters_.payload_bytes_sent;
-  counter.fetch_add(message->size(), std::memory_order_relaxed);
+  count(1, is_near(neighbour), *message);
+}
+
+void Post::multicast(const std::vector<int>& neighbours,
+                     const transport::SharedBytes& message) const {
+  if (neighbours.empty()) {
+    return;
+  }
+  const std::size_t reached = neighbours.size() - channel_.multicast(neighbours, message).size();
+  const bool near = is_near(neighbours.front());
+  count(!near && uploads_once_ ? std::min<std::size_t>(reached, 1) : reached, near, *message);
 }
 
 void Post::spread(int writer, const transport::SharedBytes& message) const {
-  for (const int neighbour : site_) {
-    if (neighbour != writer) {
-      send(neighbour, message);
-    }
-  }
+  std::vector<int> others;
+  std::ranges::copy_if(site_, std::back_inserter(others),
+                       [writer](int neighbour) { return neighbour != writer; });
+  multicast(others, message);
   if (is_near(writer)) {
-    for (const int leader : other_sites_) {
-      send(leader, message);
-    }
+    multicast(other_sites_, message);
   }
+}
+
+void Post::count(std::size_t recipients, bool near, const transport::Bytes& message) const {
+  auto& counter = near ? counters_.site_bytes : counters_.payload_bytes_sent;
+  counter.fetch_add(recipients * message.size(), std::memory_order_relaxed);
 }
 
 }  // namespace distro::exchange

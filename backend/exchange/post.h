@@ -16,7 +16,9 @@ struct Counters;
 /// sites. Where each rank is its own participant all are leaders, and everything goes straight.
 class Post {
  public:
-  Post(transport::Channel& channel, Counters& counters, const Sites& sites, int rank);
+  /// `uploads_once`: what goes to several neighbours leaves this host once (a hub).
+  Post(transport::Channel& channel, Counters& counters, const Sites& sites, int rank,
+       bool uploads_once);
 
   /// Send what `writer` wrote, perhaps this rank itself, to the neighbours that get it from here. A
   /// neighbour that has ended normally needs it no more.
@@ -41,11 +43,15 @@ class Post {
   [[nodiscard]] bool is_near(int neighbour) const;
 
  private:
+  void count(std::size_t recipients, bool near, const transport::Bytes& message) const;
+  void multicast(const std::vector<int>& neighbours, const transport::SharedBytes& message) const;
+
   transport::Channel& channel_;
   Counters& counters_;
   const Sites& sites_;
   const int rank_;
-  const int leader_;              // this rank's own
+  const int leader_;  // this rank's own
+  const bool uploads_once_;
   std::vector<int> site_;         // neighbours of the own site
   std::vector<int> other_sites_;  // neighbours elsewhere: leaders
   std::vector<int> bringing_;

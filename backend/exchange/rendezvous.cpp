@@ -4,9 +4,11 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <charconv>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <thread>
 
 #include "backend/exchange/placement.h"
 #include "backend/exchange/text.h"
@@ -19,50 +21,149 @@ using nlohmann::json;
 
 // Version of what ranks tell each other in the store and in records. Ranks of different versions do
 // not mix.
-constexpr int kVersion = 2;
+constexpr int kVersion = 3;
+
+// How long a rank that cannot start waits for others to tell it to. Shorter leaves those that come
+// later to their time-out, longer keeps back what is wrong from the user.
+constexpr std::chrono::milliseconds kPatienceToDecline{10'000};
 
 struct Hello {
   int version = 0;
   std::uint64_t group = 0;
   Placement placement;
   std::string site;
+  std::string key;  // public; empty: none
   StringMap options;
 };
 
-// The keys of one meeting. A process may make group after group on the same store and prefix: each
-// time all ranks come, and every world_size arrivals begin a new round.
+std::uint64_t random_number() {
+  std::random_device device;
+  return (std::uint64_t{device()} << 32) | device();
+}
+
+[[noreturn]] void fail_absent(const Identity& identity, int rank, std::string_view what,
+                              std::string_view why) {
+  throw transport::PeerTimeout(rank, fmt::format("rank {}: rank {} did not come to the rendezvous "
+                                                 "({}): {}. Is it running, with the same "
+                                                 "backend, and can it reach the store?",
+                                                 identity.rank, rank, what, why));
+}
+
+// Look again and again, ever more rarely. False: not true before the deadline.
+template <typename Look>
+bool look_until(transport::Deadline deadline, Look&& look) {
+  // Rarer delays the start of a group by as much; more often loads a store that all ranks ask.
+  constexpr std::chrono::milliseconds kLongest{32};
+  for (std::chrono::milliseconds pause{1}; !look(); pause = std::min(2 * pause, kLongest)) {
+    if (transport::Clock::now() >= deadline) {
+      return false;
+    }
+    std::this_thread::sleep_for(pause);
+  }
+  return true;
+}
+
+// The keys of one meeting. What is in the store may be of earlier meetings: torchrun's outlives the
+// ranks that it restarts, whenever and in whatever number they died. So rank 0 draws a number for
+// the meeting, under which all keys are. The others know that the number which they find is not of
+// an earlier meeting by a welcome that repeats a number of their own.
 class Board {
  public:
-  Board(BlobStore& store, int world_size)
-      : store_(store),
-        round_(static_cast<std::uint64_t>((store.add("distro/arrivals", 1) - 1) / world_size)) {}
+  // Throws PeerTimeout on ranks that rank 0 does not welcome within `patience`.
+  Board(BlobStore& store, const Identity& identity, std::chrono::milliseconds patience)
+      : store_(store), identity_(identity), deadline_(transport::Clock::now() + patience) {
+    if (identity.rank == 0) {
+      round_ = random_number();
+      store.set(kRound, std::to_string(round_));
+    } else {
+      come();
+    }
+  }
 
   [[nodiscard]] std::uint64_t round() const noexcept { return round_; }
-  void set(const std::string& what, int rank, const json& value) {
-    store_.set(key(what, rank), value.dump());
+
+  // What this rank begins with. Rank 0 waits for the others, which do not begin before; throws
+  // PeerTimeout when one does not come.
+  void hello(const json& value) {
+    set("hello", value);
+    if (identity_.rank == 0) {
+      welcome();
+    }
   }
+  void address(const json& value) { set("address", value); }
   [[nodiscard]] std::string get(const std::string& what, int rank) {
     return store_.get(key(what, rank));
   }
 
  private:
-  [[nodiscard]] std::string key(const std::string& what, int rank) const {
-    return fmt::format("distro/{}/{}/{}", round_, what, rank);
+  static constexpr const char* kRound = "distro/round";
+
+  void set(const std::string& what, const json& value) {
+    store_.set(key(what, identity_.rank), value.dump());
+  }
+  template <typename Name>
+  [[nodiscard]] std::string key(const std::string& what, const Name& name) const {
+    return fmt::format("distro/{}/{}/{}", round_, what, name);
   }
 
+  void come() {
+    const std::string own = std::to_string(random_number());
+    std::string found;
+    const bool welcomed = look_until(deadline_, [&] {
+      if (!store_.has(kRound)) {
+        return false;
+      }
+      if (const std::string round = store_.get(kRound); round != found) {
+        found = round;
+        const auto* const end = found.data() + found.size();
+        if (std::from_chars(found.data(), end, round_).ptr != end) {
+          throw ExchangeError(
+              fmt::format("rank {}: what rank 0 published in the store as the "
+                          "meeting's number cannot be read",
+                          identity_.rank));
+        }
+        store_.set(key("here", identity_.rank), own);
+      }
+      return store_.has(key("welcome", own));
+    });
+    if (!welcomed) {
+      fail_absent(identity_, 0, "welcome", "time-out");
+    }
+  }
+
+  void welcome() {
+    std::vector<int> absent;
+    for (int rank = 1; rank < identity_.world_size; ++rank) {
+      absent.push_back(rank);
+    }
+    const auto greet = [&](int rank) {
+      if (!store_.has(key("here", rank))) {
+        return false;
+      }
+      store_.set(key("welcome", printable(store_.get(key("here", rank)), kLargestNumberBytes)), "");
+      return true;
+    };
+    if (!look_until(deadline_, [&] {
+          std::erase_if(absent, greet);
+          return absent.empty();
+        })) {
+      fail_absent(identity_, absent.front(), "here", "time-out");
+    }
+  }
+
+  static constexpr std::size_t kLargestNumberBytes = 20;  // of 64 bits, in decimal
+
   BlobStore& store_;
-  const std::uint64_t round_;
+  const Identity& identity_;
+  const transport::Deadline deadline_;
+  std::uint64_t round_ = 0;
 };
 
 std::string get(Board& board, const std::string& what, int rank, const Identity& identity) {
   try {
     return board.get(what, rank);
   } catch (const std::exception& error) {
-    throw transport::PeerTimeout(rank,
-                                 fmt::format("rank {}: rank {} did not come to the rendezvous "
-                                             "({}): {}. Is it running, with the same "
-                                             "backend, and can it reach the store?",
-                                             identity.rank, rank, what, error.what()));
+    fail_absent(identity, rank, what, error.what());
   }
 }
 
@@ -141,8 +242,10 @@ std::string address_to_tell(const Identity& identity, const std::string& bind, b
 }
 
 transport::ChannelConfig channel_config(const Identity& identity, const Options& options,
-                                        std::uint64_t group, bool one_host) {
+                                        std::uint64_t group, bool one_host,
+                                        const std::optional<transport::Keys>& keys) {
   transport::ChannelConfig config;
+  config.keys = keys;
   config.rank = identity.rank;
   config.world_size = identity.world_size;
   config.group = group;
@@ -154,34 +257,84 @@ transport::ChannelConfig channel_config(const Identity& identity, const Options&
                          : options.advertise;
   config.first_port = options.first_port;
   config.last_port = options.last_port;
+  if (options.hub) {
+    config.relay = options.relay;
+    for (const int member : identity.world_ranks) {
+      config.members.push_back(static_cast<std::uint32_t>(member));
+    }
+  }
+  config.rate_limit_bytes = options.rate_limit_bytes;
   config.insecure = options.insecure;
   config.timeout = identity.timeout;
   return config;
 }
 
-std::vector<transport::PeerAddress> exchange_addresses(Board& board, const Identity& identity,
-                                                       const transport::PeerAddress& own) {
-  board.set("address", identity.rank,
-            json{{"endpoint", own.endpoint},
-                 {"session", own.session},
-                 {"protocol", own.protocol},
-                 {"host", own.host},
-                 {"pid", own.pid},
-                 {"pid_start", own.pid_start}});
-  std::vector<transport::PeerAddress> addresses;
-  for (int rank = 0; rank < identity.world_size; ++rank) {
-    addresses.push_back(read(board, "address", rank, identity, [&](const json& blob) {
-      return transport::PeerAddress{blob.at("endpoint"), blob.at("session"), blob.at("protocol"),
-                                    blob.at("host"),     blob.at("pid"),     blob.at("pid_start")};
-    }));
+using Addresses = std::vector<transport::PeerAddress>;  // by rank
+
+// Publish where this rank's channels are, and read where those of the others are. The second
+// channel (null: there is none) is another endpoint of the same process.
+void exchange_addresses(Board& board, const Identity& identity, const transport::Channel& channel,
+                        const transport::Channel* exact, Addresses& peers, Addresses& exact_peers) {
+  const transport::PeerAddress own = channel.address();
+  json told{{"endpoint", own.endpoint}, {"session", own.session}, {"protocol", own.protocol},
+            {"host", own.host},         {"pid", own.pid},         {"pid_start", own.pid_start}};
+  if (exact != nullptr) {
+    told["exact_endpoint"] = exact->address().endpoint;
+    told["exact_session"] = exact->address().session;
   }
-  return addresses;
+  board.address(told);
+  for (int rank = 0; rank < identity.world_size; ++rank) {
+    read(board, "address", rank, identity, [&](const json& blob) {
+      transport::PeerAddress& peer = peers.emplace_back(
+          transport::PeerAddress{blob.at("endpoint"), blob.at("session"), blob.at("protocol"),
+                                 blob.at("host"), blob.at("pid"), blob.at("pid_start")});
+      if (exact != nullptr) {
+        exact_peers.push_back(peer);
+        exact_peers.back().endpoint = blob.at("exact_endpoint");
+        exact_peers.back().session = blob.at("exact_session");
+      }
+    });
+  }
 }
 
-std::uint64_t random_group() {
-  std::random_device device;
-  return (std::uint64_t{device()} << 32) | device();
+int world_rank(const Identity& identity, int rank) {
+  return identity.world_ranks.empty() ? rank
+                                      : identity.world_ranks.at(static_cast<std::size_t>(rank));
 }
+
+// This rank's keys, if it has some.
+std::optional<transport::Keys> keys_of(const Identity& identity, const Options& options) {
+  if (!options.has_keys()) {
+    return std::nullopt;
+  }
+  std::vector<int> world_ranks;
+  for (int rank = 0; rank < identity.world_size; ++rank) {
+    world_ranks.push_back(world_rank(identity, rank));
+  }
+  return transport::load_keys(options.curve_secret_file, options.curve_peers_file, identity.rank,
+                              world_ranks);
+}
+
+// Whether every rank says that it has the key which the peers file has of it. The file is the
+// authority: what the store says is never taken for a key, but a difference would end in a
+// time-out.
+void check_keys(const std::vector<Hello>& hellos, const transport::Keys& keys,
+                const Identity& identity, const Options& options) {
+  for (std::size_t rank = 0; rank < hellos.size(); ++rank) {
+    if (hellos[rank].key != keys.public_by_rank[rank]) {
+      const int world = world_rank(identity, static_cast<int>(rank));
+      throw transport::ConfigError(fmt::format(
+          "the ranks' keys do not agree: rank {0} has the public key {1}, and rank {2} has {3} for "
+          "it in its peers file {4}. Find out which is right, and give all ranks the same file",
+          world, printable(hellos[rank].key, transport::kZ85KeyBytes),
+          world_rank(identity, identity.rank), keys.public_by_rank[rank],
+          options.curve_peers_file));
+    }
+  }
+}
+
+// The number of a group's second channel, which a relay must not take for the first.
+std::uint64_t exact_number(std::uint64_t group) { return ~group; }
 
 }  // namespace
 
@@ -190,23 +343,28 @@ std::string ranks_text(const std::vector<int>& ranks) {
 }
 
 Meeting meet(BlobStore& store, const Identity& identity, const Options& options) {
-  Board board(store, identity.world_size);
+  Board board(store, identity, identity.timeout);
   const std::string host = transport::host_identity();
-  board.set("hello", identity.rank,
-            json{{"version", kVersion},
-                 {"group", random_group()},
-                 {"host", host},
-                 {"devices", identity.devices},
-                 {"site", site_label(options.site, host)},
-                 {"options", options.agreed()}});
+  std::optional<transport::Keys> keys;
+  try {
+    keys = keys_of(identity, options);
+  } catch (const transport::ConfigError& error) {
+    board.hello(json{{"error", error.what()}});
+    throw;
+  }
+  board.hello(json{{"version", kVersion},
+                   {"group", random_number()},
+                   {"host", host},
+                   {"devices", identity.devices},
+                   {"site", site_label(options.site, host)},
+                   {"key", keys ? keys->own.public_key : ""},
+                   {"options", options.agreed()}});
   std::vector<Hello> hellos;
   for (int rank = 0; rank < identity.world_size; ++rank) {
     hellos.push_back(read(board, "hello", rank, identity, [](const json& blob) {
-      return Hello{blob.at("version"),
-                   blob.at("group"),
-                   {blob.at("host"), blob.at("devices")},
-                   blob.value("site", ""),
-                   blob.at("options")};
+      return Hello{
+          blob.at("version"),     blob.at("group"),      {blob.at("host"), blob.at("devices")},
+          blob.value("site", ""), blob.value("key", ""), blob.at("options")};
     }));
   }
   compare(hellos);
@@ -237,27 +395,53 @@ Meeting meet(BlobStore& store, const Identity& identity, const Options& options)
   meeting.site_own_devices = each_can_have_its_own(near);
   meeting.own_devices = each_can_have_its_own(placements);
   meeting.local_ranks = static_cast<int>(std::max<std::ptrdiff_t>(local, 1));
-  const bool one_host = local == static_cast<std::ptrdiff_t>(hellos.size());
-  auto config = channel_config(identity, options, hellos.front().group, one_host);
+  // Through a hub only those of the own site dial this rank.
+  const auto all_here = [&](const std::vector<Placement>& ranks) {
+    return std::ranges::count(ranks, host, &Placement::host) ==
+           static_cast<std::ptrdiff_t>(ranks.size());
+  };
+  const bool one_host = all_here(options.hub ? near : placements);
+  auto config = channel_config(identity, options, hellos.front().group, one_host, keys);
   if (meeting.sites.participants() < identity.world_size) {
     config.neighbours = meeting.sites.neighbours(identity.rank);
+    config.near = meeting.sites.others_of_site(identity.rank);
   }
   meeting.bind_address = transport::is_every_address(config.bind_address)
                              ? route(identity, one_host)
                              : config.bind_address;
   try {
+    if (keys) {
+      check_keys(hellos, *keys, identity, options);
+    }
     meeting.channel = transport::open_channel(config);
+    if (options.own_transport()) {
+      config.neighbours.clear();  // exact collectives know no sites
+      config.group = exact_number(config.group);
+      config.priority = transport::Priority::exact;
+      meeting.exact_channel = transport::open_channel(config);
+    }
   } catch (const std::exception& error) {
     // The others wait for this rank's address: tell them why it will not come.
-    board.set("address", identity.rank, json{{"error", error.what()}});
+    board.address(json{{"error", error.what()}});
     throw;
   }
-  meeting.channel->connect(exchange_addresses(board, identity, meeting.channel->address()));
+  Addresses peers;
+  Addresses exact_peers;
+  exchange_addresses(board, identity, *meeting.channel, meeting.exact_channel.get(), peers,
+                     exact_peers);
+  meeting.channel->connect(std::move(peers));
+  if (meeting.exact_channel) {
+    meeting.exact_channel->connect(std::move(exact_peers));
+  }
   return meeting;
 }
 
 void decline(BlobStore& store, const Identity& identity, const std::string& reason) {
-  Board(store, identity.world_size).set("hello", identity.rank, json{{"error", reason}});
+  try {
+    Board(store, identity, std::min(identity.timeout, kPatienceToDecline))
+        .hello(json{{"error", reason}});
+  } catch (const transport::PeerTimeout&) {  // NOLINT(bugprone-empty-catch): who is not there
+  }                                          // finds this rank missing
 }
 
 }  // namespace distro::exchange

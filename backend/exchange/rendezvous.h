@@ -19,8 +19,8 @@ class BlobStore {
   /// Waits until the key is there. Throws std::exception when it is not within the store's own
   /// time-out.
   virtual std::string get(const std::string& key) = 0;
-  /// Add to a counter that begins at 0; returns the new value.
-  virtual std::int64_t add(const std::string& key, std::int64_t amount) = 0;
+  /// Whether the key is there. Does not wait.
+  virtual bool has(const std::string& key) = 0;
 };
 
 /// Who this rank is when it meets the others.
@@ -31,28 +31,35 @@ struct Identity {
   std::string route;  ///< Address of this host on the way to the store; empty: unknown.
   /// Accelerators that this rank's collective library may use, by names unique on the host.
   std::vector<std::string> devices = {};
+  /// Rank in the world by rank of the group, which is how files of keys count; empty: the same.
+  std::vector<int> world_ranks = {};
 };
 
 /// A group whose ranks have met: same version, same options.
 struct Meeting {
   std::unique_ptr<transport::Channel> channel;  ///< Open and connecting.
-  int local_ranks = 1;                          ///< Ranks on this host, this one included.
-  bool own_devices = false;                     ///< Every rank can have an accelerator for itself.
-  std::uint64_t round = 0;   ///< Groups that these ranks made before on the same store and prefix.
-  std::string bind_address;  ///< Address of this host that peers may reach.
+  /// Another one, of all ranks, for exact collectives; null where Options::own_transport() is not.
+  std::unique_ptr<transport::Channel> exact_channel;
+  int local_ranks = 1;            ///< Ranks on this host, this one included.
+  bool own_devices = false;       ///< Every rank can have an accelerator for itself.
+  std::uint64_t round = 0;        ///< Number of this meeting: random, and the same on all ranks.
+  std::string bind_address;       ///< Address of this host that peers may reach.
   Sites sites = Sites::none(1);   ///< Which ranks act as one.
   bool site_own_devices = false;  ///< As own_devices, of the ranks of the own site.
 };
 
 /// Meet the other ranks of the group in the store, compare versions and options, and open the
-/// channel. Throws ExchangeError on every rank when ranks differ (naming ranks, option and values),
-/// when some ranks of a host have a site and some have none, or when a rank could not open its
-/// channel; transport::ConfigError on the rank that could not;
-/// transport::PeerTimeout when a rank does not come.
+/// channels. What earlier meetings have left in the store, complete or not and of however many
+/// ranks, does no harm if their ranks are gone, or have left their group and come again. Throws
+/// ExchangeError on every rank when ranks differ (naming ranks, option and values), when some ranks
+/// of a host have a site and some have none, when a rank's key is another than the peers file of
+/// one of them says, or when a rank could not read its keys or open its channel;
+/// transport::ConfigError on the rank that could not; transport::PeerTimeout when a rank does not
+/// come.
 Meeting meet(BlobStore& store, const Identity& identity, const Options& options);
 
 /// Instead of meet(): let the others know that this rank cannot start, so that they do not wait for
-/// it.
+/// it. Waits a moment for them to come.
 void decline(BlobStore& store, const Identity& identity, const std::string& reason);
 
 /// "rank 2", "ranks 0, 1": how error texts name ranks.

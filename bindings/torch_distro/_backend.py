@@ -88,7 +88,15 @@ def make(store: dist.Store, rank: int, size: int, options: Any) -> Any:  # noqa:
     core = extension()
     from torch_distro import _attach, _inner, _sharded, _site_mesh, _stats, _timeout
 
-    handle = core.join(store, rank, size, options._timeout, options.overrides, _inner.devices())
+    handle = core.join(
+        store,
+        rank,
+        size,
+        options._timeout,
+        options.overrides,
+        _inner.devices(),
+        options.global_ranks_in_group,
+    )
     try:
         try:
             inner, ordered = _inner.make(store, handle, options), None

@@ -21,6 +21,7 @@ CHECKS: dict[str, Callable[[], list[Finding]]] = {
     "network": _doctor_host.network,
     "ports": _doctor_host.ports,
     "keys": _doctor_host.keys,
+    "relay": _doctor_host.relay,
     "file descriptors": _doctor_host.file_descriptors,
     "gpu": _doctor_torch.gpu,
     "exchange": _doctor_torch.exchange,

@@ -1,4 +1,7 @@
-"""Checks of the host: libraries, addresses, ports, files, limits. They need no torch."""
+"""Checks of the host: libraries, addresses, ports, files, limits. They need no torch.
+
+But for that of keys, which the adapter reads.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,11 @@ import ipaddress
 import os
 import resource
 import socket
-import stat
 import struct
-from pathlib import Path
+import time
 
 from torch_distro._doctor_finding import Finding, failed, ok, warning
+from torch_distro._extension import extension
 
 _SIOCGIFADDR = 0x8915  # netdevice(7)
 _FEW_DESCRIPTORS = 1024  # what most systems give at least
@@ -92,8 +95,14 @@ def _bind(address: str, port: int) -> None:
         probe.bind((address, port))
 
 
+def _by_relay() -> bool:
+    return os.environ.get("DISTRO_TOPOLOGY") == "hub"
+
+
 def network() -> list[Finding]:
     """The address to listen on, and the one told to peers."""
+    if _by_relay() and not os.environ.get("DISTRO_SITE"):
+        return [ok("network", "listens nowhere: everything goes by the relay")]
     try:
         address = bind_address()
         parsed = ipaddress.ip_address(address)
@@ -129,6 +138,10 @@ def network() -> list[Finding]:
         ]
     if parsed.is_loopback:
         findings.append(ok("network", f"listens on {address}: ranks of this host only"))
+    elif _keys_given():
+        findings.append(
+            ok("network", f"listens on {address} ({source}) to those whom the peers file names")
+        )
     elif insecure:
         findings.append(
             warning(
@@ -142,16 +155,16 @@ def network() -> list[Finding]:
             failed(
                 "network",
                 f"would listen on {address} ({source}) in plain text, which is refused",
-                "DISTRO_INSECURE=1 if the network is trusted; nothing if all ranks are on this "
-                "host and DISTRO_BIND is not set",
+                "keys (`torch-distro keygen`); DISTRO_INSECURE=1 if the network is trusted; "
+                "nothing if all ranks are on this host and DISTRO_BIND is not set",
             )
             if os.environ.get("DISTRO_BIND")
             else warning(
                 "network",
                 f"ranks on several hosts would listen on {address} ({source}) in plain text, "
                 "which is refused",
-                "DISTRO_INSECURE=1 if the network is trusted; nothing if all ranks are on this "
-                "host",
+                "keys (`torch-distro keygen`); DISTRO_INSECURE=1 if the network is trusted; "
+                "nothing if all ranks are on this host",
             )
         )
     return findings + _advertised()
@@ -211,34 +224,71 @@ def ports() -> list[Finding]:
     return [ok("ports", found)]
 
 
+def _keys_given() -> bool:
+    return bool(
+        os.environ.get("DISTRO_CURVE_SECRET_FILE") and os.environ.get("DISTRO_CURVE_PEERS_FILE")
+    )
+
+
 def keys() -> list[Finding]:
-    """Files of keys and their permissions."""
+    """Files of keys: their permissions, and whether they belong together."""
     secret = os.environ.get("DISTRO_CURVE_SECRET_FILE", "")
     peers = os.environ.get("DISTRO_CURVE_PEERS_FILE", "")
     if not secret and not peers:
         return [ok("keys", "none set: traffic is in plain text, and stays on loopback by default")]
-    findings = []
-    for variable, name in (
-        ("DISTRO_CURVE_SECRET_FILE", secret),
-        ("DISTRO_CURVE_PEERS_FILE", peers),
-    ):
-        if not name:
-            findings.append(failed("keys", f"{variable} is not set", "both files are needed"))
-            continue
-        try:
-            mode = stat.S_IMODE(Path(name).stat().st_mode)
-        except OSError as error:
-            findings.append(
-                failed("keys", f"{variable}={name}: {error.strerror}", "correct the path")
+    if not secret or not peers:
+        missing = "DISTRO_CURVE_PEERS_FILE" if secret else "DISTRO_CURVE_SECRET_FILE"
+        return [failed("keys", f"{missing} is not set", "both files are needed")]
+    try:
+        owner, ranks = extension().check_keys(secret, peers)
+    except ImportError:
+        return [warning("keys", "not checked: the adapter cannot be loaded", "see its own finding")]
+    except ValueError as error:
+        return [failed("keys", str(error), "as it says; `torch-distro keygen` makes both files")]
+    if not owner:
+        return [
+            failed(
+                "keys",
+                f"no line of {peers} has the public key of {secret}",
+                "use the key of this rank, or give all ranks a file with its public key",
             )
-            continue
-        if variable.endswith("SECRET_FILE") and mode & 0o077:
-            findings.append(
-                failed("keys", f"{name} has mode {mode:04o}, open to others", f"chmod 600 {name}")
+        ]
+    rank = os.environ.get("RANK", "")
+    if rank and owner != f"rank {rank}":
+        return [
+            failed(
+                "keys",
+                f"{secret} is the key of {owner}, and this is rank {rank}",
+                "set DISTRO_CURVE_SECRET_FILE to this rank's own",
             )
-        else:
-            findings.append(ok("keys", f"{name} has mode {mode:04o}"))
-    return findings
+        ]
+    return [ok("keys", f"{secret} is the key of {owner}; {peers} has {ranks} ranks")]
+
+
+# Longer: a relay that is not there is noticed late; shorter: a far one is taken for none.
+_RELAY_SECONDS = 5.0
+
+
+def relay() -> list[Finding]:
+    """Whether something listens at DISTRO_RELAY; nothing is said without a hub."""
+    endpoint = os.environ.get("DISTRO_RELAY", "")
+    if not _by_relay() or not endpoint.startswith("tcp://"):
+        return []  # what the variables say is another check's affair
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    try:
+        begin = time.monotonic()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_RELAY_SECONDS):
+            milliseconds = 1e3 * (time.monotonic() - begin)
+    except (OSError, ValueError) as error:
+        return [
+            failed(
+                "relay",
+                f"{endpoint} cannot be reached: {error}",
+                "see whether `torch-distro relay` runs there, and lets connections in (--bind, the "
+                "server's firewall)",
+            )
+        ]
+    return [ok("relay", f"something listens at {endpoint}, {milliseconds:.0f} ms away")]
 
 
 def file_descriptors() -> list[Finding]:

@@ -132,6 +132,13 @@ def cpu() -> list[Finding]:
     return [ok("cpu", f"{text}; kernels: {os.environ.get('DISTRO_ISA') or isa}")]
 
 
+# Of these each means something with the others only.
+_TOGETHER = (
+    frozenset({"DISTRO_CURVE_SECRET_FILE", "DISTRO_CURVE_PEERS_FILE"}),
+    frozenset({"DISTRO_TOPOLOGY", "DISTRO_RELAY"}),
+)
+
+
 def variables() -> list[Finding]:
     """Each DISTRO_ variable, and what it comes to."""
     given = {name: text for name, text in os.environ.items() if name.startswith("DISTRO_")}
@@ -149,8 +156,11 @@ def variables() -> list[Finding]:
         ]
     findings = []
     for name, text in sorted(given.items()):
+        names = next((some for some in _TOGETHER if name in some), frozenset({name}))
         try:
-            agreed: dict[str, str] = core.check_options({name: text}, {})
+            agreed: dict[str, str] = core.check_options(
+                {other: given[other] for other in names if other in given}, {}
+            )
         except core.OptionError as error:
             what, _, advice = str(error).partition(". ")
             findings.append(failed("variables", what, advice or "correct or unset it"))
@@ -182,6 +192,15 @@ def gpu() -> list[Finding]:
     return [ok("gpu", "none: trains on the CPU")]
 
 
+_OF_ONE_RANK = (
+    "DISTRO_TOPOLOGY",
+    "DISTRO_RELAY",
+    "DISTRO_CURVE_SECRET_FILE",
+    "DISTRO_CURVE_PEERS_FILE",
+    "DISTRO_ADVERTISE",
+)
+
+
 def exchange() -> list[Finding]:
     """Two processes make a group, train a module for some steps, and compare what they hold."""
     try:
@@ -190,6 +209,11 @@ def exchange() -> list[Finding]:
         return [warning("exchange", "not tried: there is no adapter", "see the adapter's finding")]
     environment = {**os.environ, "DISTRO_MODE": "weights"}
     environment.pop("DISTRO_STATS", None)
+    if environment.get("DISTRO_TOPOLOGY") == "hub" or "DISTRO_CURVE_SECRET_FILE" in environment:
+        # Both processes would be one rank, with its key and its place at the relay.
+        for name in _OF_ONE_RANK:
+            environment.pop(name, None)
+        environment["DISTRO_BIND"] = "127.0.0.1"
     if environment.get("DISTRO_TRANSPORT") == "inproc":  # of threads, not of processes
         del environment["DISTRO_TRANSPORT"]
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,7 @@
-"""The backends of what stays exact: Gloo on the CPU, NCCL or staging on a GPU (ADR 0013)."""
+"""The backends of what stays exact.
+
+Gloo, or the group's own transport (ADR 0016), on the CPU; NCCL or staging on a GPU (ADR 0013).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,9 @@ import torch
 import torch.distributed as dist
 
 from torch_distro._extension import extension
+
+# Streams of collectives in a group's own transport: one for each backend below.
+_WHOLE, _ORDERED, _SITE = range(3)
 
 
 def devices() -> list[str]:
@@ -35,6 +41,8 @@ def make(store: dist.Store, handle: Any, options: Any) -> Any:  # noqa: ANN401 -
         options: the extension's BackendOptions.
     """
     ranks = range(handle.world_size)
+    if handle.own_transport:
+        return _transported(handle, options, _WHOLE, ranks)
     return _dispatch(store, handle, options, f"distro/{handle.round}", ranks, handle.own_devices)
 
 
@@ -43,15 +51,28 @@ def of_site(store: dist.Store, handle: Any, options: Any) -> Any:  # noqa: ANN40
     (ranks,) = (ranks for ranks in handle.sites if handle.rank in ranks)
     if len(ranks) in (1, handle.world_size):
         return None
+    if handle.own_transport:
+        return _transported(handle, options, _SITE, ranks)
     prefix = f"distro/{handle.round}/site/{ranks[0]}"
     return _dispatch(store, handle, options, prefix, ranks, handle.site_own_devices)
 
 
-def of_reductions(store: dist.Store, handle: Any, options: Any) -> dist.ProcessGroupGloo:  # noqa: ANN401
-    """Another Gloo of the whole group, for what modes ef and demo find to be exact."""
+def of_reductions(store: dist.Store, handle: Any, options: Any) -> Any:  # noqa: ANN401
+    """Another one of the whole group for the CPU: for what modes ef and demo find to be exact."""
     ranks = range(handle.world_size)
+    if handle.own_transport:
+        return _transport(handle, options, _ORDERED, ranks)
     prefix = f"distro/{handle.round}/reductions"
     return _gloo(dist.PrefixStore(prefix, store), handle, ranks, options._timeout)
+
+
+def _transport(handle: Any, options: Any, stream: int, ranks: Sequence[int]) -> Any:  # noqa: ANN401
+    return extension().TransportBackend(handle, options._timeout, stream, list(ranks))
+
+
+def _transported(handle: Any, options: Any, stream: int, ranks: Sequence[int]) -> Any:  # noqa: ANN401
+    """Never NCCL, which would connect the ranks in the clear."""
+    return extension().DeviceDispatch(_transport(handle, options, stream, ranks))
 
 
 def _dispatch(

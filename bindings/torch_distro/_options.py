@@ -32,17 +32,22 @@ class Options:
         beta: ``ef``, ``demo``: decay of the unsent gradient at each step, 0 to 1 (1 in ``ef``,
             0.999 in ``demo``).
         reduce_scatter: ``ef``, ``demo``: ``exact``, or ``compress`` the reduce-scatter of FSDP.
+        exact: what runs exact collectives: ``gloo`` (each rank to each, in the clear),
+            ``transport`` (the same transport as the exchange), or ``auto``: ``gloo``.
         transport: ``tcp``, ``ipc`` (ranks of one host), ``inproc`` (ranks that are threads), or the
             path of a shared library (docs/transports.md).
-        topology: ``mesh``.
+        topology: ``mesh``, or ``hub``: everything goes by the ``relay``.
+        relay: ``tcp://host:port`` of a ``torch-distro relay``.
+        rate_limit: bytes a second that this rank sends at most.
         bind, advertise, ports: address or interface to bind, address told to peers, port range.
         insecure: allow plain text beyond loopback; for networks you trust only.
         threads: codec threads.
         stats: path of a JSON file of counters, written at exit, one a rank.
         log: ``warning``, ``info``, ``debug``, ``error``.
         isa: ``auto``, ``scalar``, ``avx2``, ``avx512``; for tests.
-        relay, rate_limit, curve_secret_file, curve_peers_file: of later versions; anything
-            but their default is refused.
+        curve_secret_file: path of this rank's secret key (``torch-distro keygen``), which no other
+            user may be able to read. Differs from rank to rank.
+        curve_peers_file: path of the file with the public keys of all ranks; with the one before.
     """
 
     mode: Literal["auto", "weights", "ef", "demo", "dense"] | None = None
@@ -52,7 +57,7 @@ class Options:
     share: float | Literal["auto"] | None = None
     value_bits: int | None = None
     transport: str | None = None
-    topology: str | None = None
+    topology: Literal["mesh", "hub"] | None = None
     bind: str | None = None
     advertise: str | None = None
     ports: str | int | None = None
@@ -68,6 +73,7 @@ class Options:
     transform: Literal["dct", "none"] | None = None
     beta: float | None = None
     reduce_scatter: Literal["exact", "compress"] | None = None
+    exact: Literal["auto", "gloo", "transport"] | None = None
     curve_secret_file: str | None = None
     curve_peers_file: str | None = None
 

@@ -40,7 +40,9 @@ def stats(group: dist.ProcessGroup | None = None) -> dict[str, Any]:
         ZeroMQ was given and gave), ``exact_bytes`` (handed to the inner backend), ``site_bytes``
         (handed to the other ranks of this rank's site: gradients, and records that are passed on;
         no part of payload and exact bytes). Counts: ``exchanges``, ``reductions``, ``exact``,
-        ``resent_frames``, ``reconnects``, ``resyncs``, ``participants``. Seconds:
+        ``resent_frames``, ``reconnects``, ``resyncs``, ``participants``, ``rejected_frames``
+        (malformed, or of strangers), ``rejected_connections`` (ended before they had brought a
+        frame, and own ones that a peer's handshake refused). Seconds:
         ``encode_seconds``, ``decode_seconds``, ``wait_seconds``. ``reference_checksum``: of the
         reference weights (modes ``ef`` and ``demo``: of the last decoded gradients), equal on all
         ranks; a sum over the modules. ``modules``: a list of dicts with ``name``, ``mode`` and

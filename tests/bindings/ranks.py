@@ -22,6 +22,9 @@ TIMEOUT_SECONDS = 60
 # Of torch: (2, 15).
 MINOR = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
+# What runs exact collectives in every test that makes its group here: TEST_EXACT=transport.
+OPTIONS = {"exact": os.environ["TEST_EXACT"]} if "TEST_EXACT" in os.environ else {}
+
 PRELOADED = [
     "torch",
     "torch.distributed.optim",
@@ -48,6 +51,7 @@ def _child(
     dist.set_debug_level_from_env()
     torch.set_num_threads(1)
     try:
+        options = {**OPTIONS, **(options or {})}
         if backend:
             dist.init_process_group(
                 backend,

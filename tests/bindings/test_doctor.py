@@ -83,9 +83,10 @@ def test_a_missing_adapter_is_found(
 def test_each_bad_setting_is_found_with_what_to_do(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    secret = tmp_path / "secret"
+    secret, peers = tmp_path / "secret", tmp_path / "peers"
     secret.write_text("")
     secret.chmod(0o644)
+    peers.write_text("")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -97,6 +98,7 @@ def test_each_bad_setting_is_found_with_what_to_do(
             "DISTRO_PORTS": str(taken.getsockname()[1]),
             "DISTRO_ADVERTISE": "no-such-host.invalid",
             "DISTRO_CURVE_SECRET_FILE": str(secret),
+            "DISTRO_CURVE_PEERS_FILE": str(peers),
             "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
         }
         for name, text in settings.items():
@@ -116,7 +118,7 @@ def test_each_bad_setting_is_found_with_what_to_do(
         "entry points: TORCH_DEVICE_BACKEND_AUTOLOAD=0",
     ):
         assert part in text, text
-    assert "open to others" in text
+    assert f"chmod 600 {secret}" in text
     assert "DISTRO_DELAY" not in text
 
 

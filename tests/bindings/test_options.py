@@ -110,7 +110,8 @@ def _on_every_address(rank: int, size: int, port: int) -> str:
     tensor = torch.ones(3)
     backend.allreduce([tensor]).wait()
     assert tensor.tolist() == [2.0] * 3
-    told = json.loads(store.get(f"distro/0/address/{rank}"))["endpoint"]
+    meeting = store.get("distro/round").decode()
+    told = json.loads(store.get(f"distro/{meeting}/address/{rank}"))["endpoint"]
     backend.shutdown()
     return str(told)
 

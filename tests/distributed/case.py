@@ -1,9 +1,9 @@
 """torch's own DistributedTest, on the backend and ranks of this process's environment.
 
 Imported by the launcher of one configuration and by its ranks, after SUITE_BACKEND,
-WORLD_SIZE and TEMP_DIR are set. The tests decide by the name in BACKEND, when they are imported,
-whether they apply. It says gloo then, whatever the backend under test: what gloo can do, distro
-must be able to do.
+WORLD_SIZE and TEMP_DIR are set; SUITE_EXACT is what runs exact collectives (gloo). The tests decide
+by the name in BACKEND, when they are imported, whether they apply. It says gloo then, whatever the
+backend under test: what gloo can do, distro must be able to do.
 """
 
 from __future__ import annotations
@@ -19,14 +19,21 @@ import torch.multiprocessing as mp
 BACKEND = os.environ["SUITE_BACKEND"]
 os.environ["BACKEND"] = "gloo"
 
+import torch_distro  # noqa: E402
 from torch.testing._internal.common_distributed import DistTestCases  # noqa: E402
 from torch.testing._internal.distributed import distributed_test  # noqa: E402
+from torch_distro import _backend  # noqa: E402
 
 for feature in ("ddp", "subgroup", "plugin"):
     DistTestCases.backend_feature[feature].add("distro")
 distributed_test.BACKEND = BACKEND
 for supported in ("PROFILING_SUPPORTED_BACKENDS", "SEND_RECV_PROFILING_SUPPORTED_BACKENDS"):
     getattr(distributed_test, supported).append("distro")
+
+if exact := os.environ.get("SUITE_EXACT"):
+    # The tests make their groups without pg_options.
+    given = torch_distro.Options(exact=exact).overrides()  # type: ignore[arg-type]
+    _backend._default_overrides = lambda: dict(given)
 
 # Tests that compare gradients or weights of a wrapped module with what an exact all-reduce gives.
 EXACT_GRADIENTS = ["test_DistributedDataParallel*", "test_accumulate_gradients_no_sync*"]

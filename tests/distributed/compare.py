@@ -4,6 +4,7 @@ Usage: compare.py [--ranks 2 4] [--jobs 3] [--json FILE] [TEST ...]
 
 Prints a table for each number of ranks; ends with status 1 if a test passes with gloo only. A test
 that fails is tried once more, alone: some of torch's tests depend on the load of the machine.
+With SUITE_EXACT=transport in the environment, distro's exact collectives run without gloo.
 """
 
 from __future__ import annotations

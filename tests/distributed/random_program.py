@@ -26,7 +26,7 @@ from torch.distributed import ReduceOp
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bindings"))
 
-from ranks import MINOR, run
+from ranks import MINOR, OPTIONS, run
 
 DTYPES = [
     torch.float32, torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64,
@@ -288,6 +288,13 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 def _same(left: torch.Tensor, right: torch.Tensor) -> bool:
     alike = left.dtype == right.dtype and left.shape == right.shape
+    if OPTIONS and alike:
+        # Over its own transport distro adds up in the order of the ranks, 16 bits in 32, and a sum
+        # of bool is 0 or 1: gloo rounds otherwise, and leaves other bytes.
+        loose = left.dtype in (torch.float16, torch.bfloat16)
+        fraction = left.dtype.is_floating_point or left.dtype.is_complex
+        tolerance = (0.02 if loose else 1e-4) if fraction else 0.0
+        return torch.allclose(left, right, rtol=tolerance, atol=10 * tolerance, equal_nan=True)
     return alike and torch.equal(_bytes(left), _bytes(right))
 
 
@@ -334,8 +341,12 @@ class Run:
 
 
 def _compare(what: str, expected: Run, actual: Run) -> None:
-    """What gloo refuses (a dtype, an operator), distro refuses in the same words."""
-    assert expected.refusal == actual.refusal, (
+    """What gloo refuses (a dtype, an operator), distro refuses in the same words.
+
+    Over its own transport (TEST_EXACT) it may do more, and has words of its own.
+    """
+    words_differ = bool(OPTIONS) and expected.refusal
+    assert words_differ or expected.refusal == actual.refusal, (
         f"{what}: gloo says '{expected.refusal}', distro '{actual.refusal}'"
     )
     if not expected.refusal:

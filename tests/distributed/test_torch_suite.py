@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,14 +40,41 @@ TESTS = [
 ]
 
 
-def test_tests_of_torch_that_gloo_passes_pass_with_distro(tmp_path: Path) -> None:
+# Of these, what shows the exact collectives over the group's own transport.
+OVER_THE_TRANSPORT = [
+    "test_DistributedDataParallelCPU",
+    "test_all_gather_coalesced_with_empty",
+    "test_all_reduce_sum_complex",
+    "test_barrier_timeout_full_group",
+    "test_batch_isend_irecv_gloo_tags",
+    "test_monitored_barrier_gloo_rank_0_timeout",
+    "test_send_recv_any_source",
+    "test_sparse_all_reduce_sum",
+]
+
+
+def _outcomes(output: Path, tests: list[str], **environment: str) -> dict[str, dict[str, str]]:
     pytest.importorskip("expecttest", reason="torch's tests need it")
-    output = tmp_path / "outcomes.json"
     command = [sys.executable, str(Path(__file__).with_name("torch_suite.py"))]
-    command += ["--backend", "distro", "--ranks", "2", "--output", str(output), *TESTS]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
+    command += ["--backend", "distro", "--ranks", "2", "--output", str(output), *tests]
+    done = subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=250
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    outcomes = json.loads(output.read_text())
+    outcomes: dict[str, dict[str, str]] = json.loads(output.read_text())
     failed = {name: what["text"] for name, what in outcomes.items() if what["outcome"] == "failed"}
     assert not failed
-    assert sum(what["outcome"] == "passed" for what in outcomes.values()) >= 20
+    return outcomes
+
+
+def _passed(outcomes: dict[str, dict[str, str]]) -> int:
+    return sum(what["outcome"] == "passed" for what in outcomes.values())
+
+
+def test_tests_of_torch_that_gloo_passes_pass_with_distro(tmp_path: Path) -> None:
+    assert _passed(_outcomes(tmp_path / "outcomes.json", TESTS)) >= 20
+
+
+def test_and_with_exact_collectives_over_the_transport(tmp_path: Path) -> None:
+    outcomes = _outcomes(tmp_path / "outcomes.json", OVER_THE_TRANSPORT, SUITE_EXACT="transport")
+    assert _passed(outcomes) == len(OVER_THE_TRANSPORT)

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "tests/transport/group.h"
+#include "tests/transport/key_ring.h"
 
 namespace distro::transport::test {
 namespace {
@@ -41,6 +42,24 @@ TEST(Bind, BeyondLoopbackIsRefusedWithTheWayOut) {
     EXPECT_NE(error.find("DISTRO_BIND=127.0.0.1"), std::string::npos) << error;
   }
   EXPECT_THROW(open_channel(bound_to("0.0.0.0")), ConfigError);
+}
+
+TEST(Bind, BeyondLoopbackIsAllowedWithKeys) {
+  ChannelConfig options = bound_to("0.0.0.0");
+  options.keys = KeyRing(1).of(0);
+  options.advertise = "localhost";
+  EXPECT_EQ(error_of(options), "");
+  EXPECT_NO_THROW(open_channel(options));
+}
+
+TEST(Bind, WhatThePeersFileSaysOfAnEndpointWins) {
+  const std::string published = "tcp://192.168.1.7:40001";
+  EXPECT_EQ(endpoint_to_dial("", published), published);
+  EXPECT_EQ(endpoint_to_dial("tcp://example.org", published), "tcp://example.org:40001");
+  EXPECT_EQ(endpoint_to_dial("tcp://example.org:7", published), "tcp://example.org:7");
+  EXPECT_EQ(endpoint_to_dial("tcp://[2001:db8::1]", published), "tcp://[2001:db8::1]:40001");
+  EXPECT_EQ(endpoint_to_dial("tcp://[2001:db8::1]:7", published), "tcp://[2001:db8::1]:7");
+  EXPECT_EQ(endpoint_to_dial("tcp://example.org", "rubbish"), "tcp://example.org");
 }
 
 TEST(Bind, WildcardNeedsAnAddressToTell) {

@@ -74,6 +74,74 @@ TEST(Channel, TryReceiveDoesNotWait) {
   group.close_all();
 }
 
+TEST(Channel, OfAnyPeerComesWhatHasArrivedInTurn) {
+  Group group(Carrier::inproc, 3);
+  for (int number = 0; number < 3; ++number) {
+    group[1].send(0, shared_pattern(5, static_cast<std::uint64_t>(number)));
+  }
+  group[2].send(0, shared_pattern(5, 10));
+  int of_first = 0;
+  int of_second = 0;
+  while (of_first + of_second < 4) {
+    const auto arrival = group[0].receive_any(in(seconds(10)));
+    ASSERT_TRUE(arrival);
+    if (arrival->peer == 1) {
+      EXPECT_TRUE(arrival->message == pattern(5, static_cast<std::uint64_t>(of_first++)));
+    } else {
+      EXPECT_TRUE(arrival->message == pattern(5, 10));
+      ++of_second;
+    }
+  }
+  EXPECT_EQ(of_first, 3);
+  EXPECT_FALSE(group[0].receive_any(in(milliseconds(1))).has_value());
+  group.close_all();
+}
+
+TEST(Channel, AReceiverOfAnyPeerCanBeWoken) {
+  Group group(Carrier::inproc, 2);
+  group[0].wake();  // before: it is not lost
+  EXPECT_FALSE(group[0].receive_any(Deadline::max()).has_value());
+  std::thread waker([&] { group[0].wake(); });
+  EXPECT_FALSE(group[0].receive_any(Deadline::max()).has_value());
+  waker.join();
+  group.close_all();
+}
+
+TEST(Channel, AReceiverOfAnyPeerHearsOnceWhoLeftAndAlwaysWhoIsLost) {
+  Group group(Carrier::inproc, 3);
+  group[1].send(0, shared_pattern(5, 1));
+  group[1].close(in(seconds(10)));
+  const auto last = group[0].receive_any(in(seconds(10)));
+  ASSERT_TRUE(last);
+  EXPECT_EQ(last->peer, 1);
+  try {
+    (void)group[0].receive_any(in(seconds(10)));
+    FAIL() << "nobody left";
+  } catch (const PeerLeft& left) {
+    EXPECT_EQ(left.rank(), 1);
+  }
+  group[2].send(0, shared_pattern(5, 2));
+  EXPECT_EQ(group[0].receive_any(in(seconds(10)))->peer, 2);
+  group[2].abort(2, "it burns");
+  for (int time = 0; time < 2; ++time) {
+    EXPECT_THROW((void)group[0].receive_any(in(seconds(10))), PeerLost);
+  }
+  group.close_all();
+  EXPECT_THROW((void)group[0].receive_any(in(seconds(10))), ClosedError);
+}
+
+TEST(Channel, OneMessageForSeveralReachesThoseThatHaveNotLeft) {
+  Group group(Carrier::inproc, 4);
+  group[3].close(in(seconds(10)));
+  EXPECT_THROW((void)group[0].receive(3, in(seconds(10))), PeerLeft);
+  const std::vector<int> peers = {1, 2, 3};
+  EXPECT_EQ(group[0].multicast(peers, shared_pattern(70'000, 1)), std::vector<int>{3});
+  for (const int peer : {1, 2}) {
+    EXPECT_TRUE(group[peer].receive(0, in(seconds(10))) == pattern(70'000, 1));
+  }
+  group.close_all();
+}
+
 TEST(Channel, WorldOfOneOpensAndCloses) {
   Group group(Carrier::tcp, 1);
   group.close_all();

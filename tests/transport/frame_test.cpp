@@ -36,7 +36,7 @@ TEST(Frame, ComesBackAsItWas) {
 // The layout of docs/protocol.md, byte by byte.
 TEST(Frame, HasTheDocumentedBytes) {
   const auto bytes = encoded(data_header(), 3);
-  const std::vector<int> expected = {0xD7, 1,    3,    3,                             //
+  const std::vector<int> expected = {0xD7, 2,    3,    3,                             //
                                      3,    0,    0,    0,                             //
                                      0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11,  //
                                      5,    0,    0,    0,    0,    0,    0,    0,     //

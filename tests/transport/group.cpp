@@ -7,6 +7,7 @@
 #include <exception>
 #include <future>
 #include <random>
+#include <thread>
 
 #include "transport/plugin.h"
 
@@ -62,6 +63,16 @@ std::uint64_t test_seed() {
   return ::testing::AssertionFailure() << "received something";
 }
 
+bool becomes(const std::function<bool()>& condition) {
+  for (const auto deadline = in(std::chrono::seconds(5)); Clock::now() < deadline;) {
+    if (condition()) {
+      return true;
+    }
+    std::this_thread::sleep_for(milliseconds(5));
+  }
+  return condition();
+}
+
 ChannelConfig config(Carrier carrier, int rank, int world_size) {
   ChannelConfig config;
   config.rank = rank;
@@ -110,6 +121,13 @@ void Group::each(const std::function<void(int rank, Channel& channel)>& body) {
 
 void Group::close_all() {
   each([](int, Channel& channel) { channel.close(in(std::chrono::seconds(5))); });
+}
+
+void expect_works(Group& group, std::uint64_t seed) {
+  group[0].send(1, shared_pattern(100'000, seed));
+  group[1].send(0, shared_pattern(100'000, seed + 1));
+  EXPECT_TRUE(group[1].receive(0, in(std::chrono::seconds(5))) == pattern(100'000, seed));
+  EXPECT_TRUE(group[0].receive(1, in(std::chrono::seconds(5))) == pattern(100'000, seed + 1));
 }
 
 }  // namespace distro::transport::test

@@ -29,6 +29,9 @@ std::uint64_t test_seed();
 /// Whether a rank's receive says that `culprit` is lost, and why.
 ::testing::AssertionResult loses(Channel& channel, int peer, int culprit, const std::string& why);
 
+/// Whether this comes true within five seconds.
+bool becomes(const std::function<bool()>& condition);
+
 /// Defaults that suit tests: loopback, short times.
 ChannelConfig config(Carrier carrier, int rank, int world_size);
 
@@ -50,5 +53,8 @@ class Group {
   std::vector<std::unique_ptr<Channel>> channels;
   std::vector<PeerAddress> addresses;
 };
+
+/// Messages of ranks 0 and 1 to each other arrive.
+void expect_works(Group& group, std::uint64_t seed);
 
 }  // namespace distro::transport::test

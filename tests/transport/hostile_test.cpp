@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <functional>
 #include <random>
@@ -20,23 +21,6 @@ namespace distro::transport::test {
 namespace {
 
 using std::chrono::seconds;
-
-bool becomes(const std::function<bool()>& condition) {
-  for (const auto deadline = in(seconds(5)); Clock::now() < deadline;) {
-    if (condition()) {
-      return true;
-    }
-    std::this_thread::sleep_for(milliseconds(5));
-  }
-  return condition();
-}
-
-void expect_works(Group& group, std::uint64_t seed) {
-  group[0].send(1, shared_pattern(100'000, seed));
-  group[1].send(0, shared_pattern(100'000, seed + 1));
-  EXPECT_TRUE(group[1].receive(0, in(seconds(5))) == pattern(100'000, seed));
-  EXPECT_TRUE(group[0].receive(1, in(seconds(5))) == pattern(100'000, seed + 1));
-}
 
 // A valid frame with a byte flipped, cut, extended, or with a lie about its length. Never the
 // original.
@@ -63,16 +47,20 @@ TEST(Hostile, MutatedFramesOfAStrangerAreCountedAndHarmless) {
   std::mt19937_64 random(test_seed());
   Group group(Carrier::tcp, 2);
   expect_works(group, 1);
-  RawPeer stranger(group[0].address());
-  const Bytes hello = stranger.hello(config(Carrier::tcp, 1, 2), group.addresses[1]);
-  const Bytes data =
-      encode({FrameKind::data, 3, group.addresses[1].session, 0, 0}, pattern(200, 1));
   constexpr std::uint64_t kFrames = 200;
-  for (std::uint64_t i = 0; i < kFrames; ++i) {
-    stranger.send(mutated(i % 2 == 0 ? hello : data, random));
+  constexpr std::uint64_t kFramesOfAStranger = 50;  // of one with more, this ends the connection
+  for (std::uint64_t sent = 0; sent < kFrames; sent += kFramesOfAStranger) {
+    RawPeer stranger(group[0].address());
+    const Bytes hello = stranger.hello(config(Carrier::tcp, 1, 2), group.addresses[1]);
+    const Bytes data =
+        encode({FrameKind::data, 3, group.addresses[1].session, 0, 0}, pattern(200, 1));
+    for (std::uint64_t i = 0; i < kFramesOfAStranger; ++i) {
+      stranger.send(mutated(i % 2 == 0 ? hello : data, random));
+    }
+    EXPECT_TRUE(becomes([&] {
+      return group[0].counters().rejected_frames == sent + kFramesOfAStranger;
+    })) << group[0].counters().rejected_frames;
   }
-  EXPECT_TRUE(becomes([&] { return group[0].counters().rejected_frames == kFrames; }))
-      << group[0].counters().rejected_frames;
   expect_works(group, 3);
   EXPECT_EQ(group[0].counters().reconnects, 0U);
   group.close_all();
@@ -119,22 +107,60 @@ TEST(Hostile, AFrameAboveTheLimitEndsItsConnectionOnly) {
   group.close_all();
 }
 
-// The limit is 4 connections a rank and 64 more.
-TEST(Hostile, ConnectionsOfStrangersAreLimited) {
-  Group group(Carrier::tcp, 2);
-  expect_works(group, 1);
-  const std::string endpoint = group[0].address().endpoint;
+// A connection to a channel that speaks as far of ZeroMQ's protocol as it takes to send frames.
+int stranger_to(Channel& channel) {
+  const std::string endpoint = channel.address().endpoint;
   sockaddr_in address{};
   address.sin_family = AF_INET;
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   address.sin_port =
       htons(static_cast<std::uint16_t>(std::stoi(endpoint.substr(endpoint.rfind(':') + 1))));
+  const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
+  EXPECT_EQ(::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
+  return fd;
+}
+
+bool is_ended(int fd) {
+  pollfd line{fd, POLLRDHUP, 0};
+  ::poll(&line, 1, 0);
+  return (line.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
+}
+
+TEST(Hostile, AStrangerWhoGoesOnSendingIsCutOff) {
+  Group group(Carrier::tcp, 2);
+  const int stranger = stranger_to(group[0]);
+  using std::string_literals::operator""s;
+  const auto say = [&](const std::string& bytes) {
+    return ::send(stranger, bytes.data(), bytes.size(), MSG_NOSIGNAL) ==
+           static_cast<ssize_t>(bytes.size());
+  };
+  const std::string mechanism = "NULL"s + std::string(16, '\0');
+  ASSERT_TRUE(say("\xFF\0\0\0\0\0\0\0\0\x7F\3\1"s + mechanism + std::string(32, '\0')));
+  std::array<char, 64> greeting{};
+  ASSERT_EQ(::recv(stranger, greeting.data(), greeting.size(), MSG_WAITALL), 64);
+  ASSERT_TRUE(say("\4\x1C\5READY\x0BSocket-Type\0\0\0\6DEALER"s));
+  const auto before = group[0].counters().rejected_frames;
+  for (int frame = 0; frame < 64; ++frame) {
+    ASSERT_TRUE(say("\0\3abc"s));
+  }
+  EXPECT_TRUE(becomes([&] { return group[0].counters().rejected_frames == before + 64; }));
+  EXPECT_FALSE(is_ended(stranger));
+  ASSERT_TRUE(say("\0\3abc"s));
+  EXPECT_TRUE(becomes([&] { return is_ended(stranger); }));
+  ::close(stranger);
+  expect_works(group, 1);
+  EXPECT_EQ(group[0].counters().reconnects, 0U);
+  group.close_all();
+}
+
+// The limit is 4 connections a rank and 64 more.
+TEST(Hostile, ConnectionsOfStrangersAreLimited) {
+  Group group(Carrier::tcp, 2);
+  expect_works(group, 1);
   constexpr std::size_t kStrangers = 200;
   std::vector<pollfd> strangers;
   for (std::size_t i = 0; i < kStrangers; ++i) {
-    const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
-    ASSERT_EQ(::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
-    strangers.push_back({fd, POLLRDHUP, 0});
+    strangers.push_back({stranger_to(group[0]), POLLRDHUP, 0});
   }
   const auto ended = [&] {
     ::poll(strangers.data(), strangers.size(), 0);
@@ -151,6 +177,29 @@ TEST(Hostile, ConnectionsOfStrangersAreLimited) {
     ::close(stranger.fd);
   }
   group.close_all();
+}
+
+// ZeroMQ ends the process when a connection breaks whose input stands still at a full queue, and a
+// heartbeat is due before somebody reads (libzmq issue 3937): there is no such queue.
+TEST(Hostile, AFloodBeforeTheRanksMeetThatBreaksOffIsHarmless) {
+  ChannelConfig options = config(Carrier::tcp, 0, 2);
+  options.keepalive = milliseconds(50);
+  const auto channel = open_channel(options);
+  {
+    RawPeer stranger(channel->address());
+    for (int frame = 0; frame < 1'000; ++frame) {
+      stranger.send(pattern(1'000, 1));
+    }
+    std::this_thread::sleep_for(milliseconds(200));
+  }
+  std::this_thread::sleep_for(milliseconds(500));
+  const auto other = open_channel(config(Carrier::tcp, 1, 2));
+  other->connect({channel->address(), other->address()});
+  std::this_thread::sleep_for(milliseconds(200));  // its greeting comes before the ranks meet, too
+  channel->connect({channel->address(), other->address()});
+  other->send(0, shared_pattern(100'000, 1));
+  EXPECT_TRUE(channel->receive(1, in(seconds(5))) == pattern(100'000, 1));
+  EXPECT_EQ(other->counters().reconnects, 0U);
 }
 
 // A rank that knows all numbers of its session and still breaks the rules.

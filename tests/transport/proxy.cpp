@@ -7,7 +7,9 @@
 #include <unistd.h>
 
 #include <array>
+#include <chrono>
 #include <stdexcept>
+#include <thread>
 
 namespace distro::transport::test {
 namespace {
@@ -20,13 +22,14 @@ sockaddr_in loopback(unsigned short port) {
   return address;
 }
 
-// Blocking copy of what there is; false at the end of the stream.
-bool copy(int from, int to) {
+// Blocking copy of what there is, which is also added to `copied`; false at the end of the stream.
+bool copy(int from, int to, std::string& copied) {
   std::array<char, 65536> buffer{};
   const ssize_t count = ::recv(from, buffer.data(), buffer.size(), 0);
   if (count <= 0) {
     return false;
   }
+  copied.append(buffer.data(), static_cast<std::size_t>(count));
   for (ssize_t done = 0; done < count;) {
     const ssize_t sent =
         ::send(to, buffer.data() + done, static_cast<std::size_t>(count - done), MSG_NOSIGNAL);
@@ -40,9 +43,8 @@ bool copy(int from, int to) {
 
 }  // namespace
 
-Proxy::Proxy(const std::string& target)
-    : listener_(::socket(AF_INET, SOCK_STREAM, 0)),
-      target_port_(static_cast<unsigned short>(std::stoi(target.substr(target.rfind(':') + 1)))) {
+Proxy::Proxy(const std::string& target) : listener_(::socket(AF_INET, SOCK_STREAM, 0)) {
+  aim_at(target);
   sockaddr_in address = loopback(0);
   socklen_t size = sizeof address;
   if (::bind(listener_, reinterpret_cast<sockaddr*>(&address), size) != 0 ||
@@ -62,6 +64,15 @@ Proxy::~Proxy() {
 }
 
 std::string Proxy::endpoint() const { return "tcp://127.0.0.1:" + std::to_string(port_); }
+
+void Proxy::aim_at(const std::string& target) {
+  target_port_ = static_cast<unsigned short>(std::stoi(target.substr(target.rfind(':') + 1)));
+}
+
+std::string Proxy::recorded() const {
+  const std::lock_guard lock(mutex_);
+  return recorded_;
+}
 
 void Proxy::run() {
   while (!stop_) {
@@ -85,12 +96,23 @@ void Proxy::run() {
 // One connection at a time: each test has one pair of ranks behind its proxy.
 void Proxy::relay(int client, int server, int generation) {
   while (cuts_ == generation) {
+    if (holds_) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+      continue;
+    }
     std::array<pollfd, 2> ends{pollfd{client, POLLIN, 0}, pollfd{server, POLLIN, 0}};
     if (::poll(ends.data(), ends.size(), 2) <= 0) {
       continue;
     }
-    if ((ends[0].revents != 0 && !copy(client, server)) ||
-        (ends[1].revents != 0 && !copy(server, client))) {
+    std::string sent;
+    std::string answered;
+    const bool ended = (ends[0].revents != 0 && !copy(client, server, sent)) ||
+                       (ends[1].revents != 0 && !copy(server, client, answered));
+    {
+      const std::lock_guard lock(mutex_);
+      recorded_ += sent;
+    }
+    if (ended) {
       return;
     }
   }

@@ -8,10 +8,12 @@ Bytes encode(const FrameHeader& header, const Bytes& payload) {
   return bytes;
 }
 
-RawPeer::RawPeer(const PeerAddress& target)
+RawPeer::RawPeer(const PeerAddress& target, const std::function<void(zmq::socket_t&)>& tune)
     : target_(target), socket_(context_, zmq::socket_type::dealer) {
   socket_.set(zmq::sockopt::linger, 0);
-  socket_.set(zmq::sockopt::rcvtimeo, 2000);
+  if (tune) {
+    tune(socket_);
+  }
   socket_.connect(target.endpoint);
 }
 
@@ -30,7 +32,8 @@ void RawPeer::send_parts(int parts) {
   }
 }
 
-std::optional<Frame> RawPeer::receive(FrameKind kind) {
+std::optional<Frame> RawPeer::receive(FrameKind kind, std::chrono::milliseconds patience) {
+  socket_.set(zmq::sockopt::rcvtimeo, static_cast<int>(patience.count()));
   while (socket_.recv(last_, zmq::recv_flags::none)) {
     const auto parsed = parse_frame({last_.data<std::byte>(), last_.size()}, std::size_t{1} << 20);
     if (parsed.frame && parsed.frame->header.kind == kind) {

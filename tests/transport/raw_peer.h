@@ -1,6 +1,8 @@
 #pragma once
 
+#include <chrono>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <zmq.hpp>
 
@@ -13,14 +15,16 @@ namespace distro::transport::test {
 /// likes.
 class RawPeer {
  public:
-  explicit RawPeer(const PeerAddress& target);
+  /// `tune`: options of the socket, before it connects.
+  explicit RawPeer(const PeerAddress& target, const std::function<void(zmq::socket_t&)>& tune = {});
 
   void send(const Bytes& bytes);
   void send(const FrameHeader& header, const Bytes& payload = {});
   /// Several parts in one ZeroMQ message.
   void send_parts(int parts);
-  /// The next frame of this kind, or an empty optional after two seconds.
-  std::optional<Frame> receive(FrameKind kind);
+  /// The next frame of this kind, or an empty optional when none comes for so long.
+  std::optional<Frame> receive(FrameKind kind,
+                               std::chrono::milliseconds patience = std::chrono::seconds(2));
 
   Bytes hello(const ChannelConfig& own, const PeerAddress& own_address) const;
 

@@ -109,14 +109,50 @@ TEST(Options, ATransportByPathIsLoadedAndNamedByWhatItIs) {
       "tcp");
 }
 
-TEST(Options, ThoseOfLaterVersionsAreNotAvailableYet) {
-  for (const auto& [variable, value] :
-       std::vector<std::pair<std::string, std::string>>{{"DISTRO_TOPOLOGY", "hub"},
-                                                        {"DISTRO_RELAY", "tcp://a:1"},
-                                                        {"DISTRO_RATE_LIMIT", "1000"},
-                                                        {"DISTRO_CURVE_SECRET_FILE", "/x"}}) {
-    EXPECT_NE(message_of({{variable, value}}, {}).find("not available yet"), std::string::npos)
-        << variable;
+TEST(Options, AHubNeedsARelayAndTcp) {
+  const auto options = resolve_options(
+      {{"DISTRO_TOPOLOGY", "hub"}, {"DISTRO_RELAY", "tcp://relay.example:29600"}}, {});
+  EXPECT_TRUE(options.hub);
+  EXPECT_EQ(options.relay, "tcp://relay.example:29600");
+  EXPECT_THROW(resolve_options({{"DISTRO_TOPOLOGY", "hub"}}, {}), OptionError);
+  EXPECT_THROW(resolve_options({{"DISTRO_RELAY", "tcp://relay.example:29600"}}, {}), OptionError);
+  EXPECT_THROW(resolve_options({{"DISTRO_TOPOLOGY", "star"}}, {}), OptionError);
+  for (const char* bad :
+       {"relay.example:1", "tcp://relay.example", "tcp://:1", "tcp://a:0", "tcp://a:65536"}) {
+    EXPECT_THROW(resolve_options({{"DISTRO_TOPOLOGY", "hub"}, {"DISTRO_RELAY", bad}}, {}),
+                 OptionError)
+        << bad;
+  }
+  EXPECT_THROW(resolve_options({{"DISTRO_TOPOLOGY", "hub"},
+                                {"DISTRO_RELAY", "tcp://relay.example:29600"},
+                                {"DISTRO_TRANSPORT", "ipc"}},
+                               {}),
+               OptionError);
+}
+
+TEST(Options, ARateLimitIsInBytesASecond) {
+  EXPECT_EQ(resolve_options({{"DISTRO_RATE_LIMIT", "1250000"}}, {}).rate_limit_bytes, 1'250'000U);
+  EXPECT_EQ(resolve_options({}, {}).rate_limit_bytes, 0U);
+  for (const char* bad : {"0", "999", "-1", "1e6", "10M"}) {
+    EXPECT_THROW(resolve_options({{"DISTRO_RATE_LIMIT", bad}}, {}), OptionError) << bad;
+  }
+}
+
+TEST(Options, KeysNeedBothFilesAndTcp) {
+  const StringMap both{{"DISTRO_CURVE_SECRET_FILE", "/a"}, {"DISTRO_CURVE_PEERS_FILE", "/b"}};
+  EXPECT_TRUE(resolve_options(both, {}).has_keys());
+  EXPECT_EQ(resolve_options(both, {}).agreed().at("keys"), "1");
+  EXPECT_EQ(resolve_options({}, {}).agreed().at("keys"), "0");
+  for (const auto& [variable, missing] :
+       std::vector<std::pair<std::string, std::string>>{{"SECRET", "PEERS"}, {"PEERS", "SECRET"}}) {
+    const auto message = message_of({{"DISTRO_CURVE_" + variable + "_FILE", "/x"}}, {});
+    EXPECT_NE(message.find("DISTRO_CURVE_" + missing + "_FILE is not"), std::string::npos)
+        << message;
+  }
+  for (const std::string carrier : {"ipc", "inproc", DISTRO_EXAMPLE_TRANSPORT}) {
+    EXPECT_NE(message_of(both, {{"transport", carrier}}).find("keys protect tcp"),
+              std::string::npos)
+        << carrier;
   }
 }
 

@@ -22,9 +22,14 @@ std::string MemoryStore::get(const std::string& key) {
   return values_[key];
 }
 
-std::int64_t MemoryStore::add(const std::string& key, std::int64_t amount) {
+void MemoryStore::set_timeout(std::chrono::milliseconds timeout) {
   const std::lock_guard lock(mutex_);
-  return counters_[key] += amount;
+  timeout_ = timeout;
+}
+
+bool MemoryStore::has(const std::string& key) {
+  const std::lock_guard lock(mutex_);
+  return values_.contains(key);
 }
 
 void Rendezvous::wait_for_all(std::unique_lock<std::mutex>& lock) {

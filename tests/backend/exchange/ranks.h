@@ -21,14 +21,14 @@ class MemoryStore : public BlobStore {
   explicit MemoryStore(std::chrono::milliseconds timeout) : timeout_(timeout) {}
   void set(const std::string& key, const std::string& value) override;
   std::string get(const std::string& key) override;
-  std::int64_t add(const std::string& key, std::int64_t amount) override;
+  bool has(const std::string& key) override;
+  void set_timeout(std::chrono::milliseconds timeout);
 
  private:
-  const std::chrono::milliseconds timeout_;
   std::mutex mutex_;
+  std::chrono::milliseconds timeout_;
   std::condition_variable changed_;
   std::map<std::string, std::string> values_;
-  std::map<std::string, std::int64_t> counters_;
 };
 
 /// A meeting place of `size` threads that hand each other a pointer.

@@ -3,9 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
+#include <random>
+#include <set>
 #include <thread>
 
 #include "tests/backend/exchange/ranks.h"
+#include "tests/seed.h"
 
 namespace distro::exchange::testing {
 namespace {
@@ -57,7 +60,8 @@ std::string endpoint_told(const std::string& bind, const std::string& route) {
   for (auto& thread : threads) {
     thread.join();
   }
-  const auto published = nlohmann::json::parse(store.get("distro/0/address/0"));
+  const auto published =
+      nlohmann::json::parse(store.get("distro/" + store.get("distro/round") + "/address/0"));
   return published.value("endpoint", "");
 }
 
@@ -87,22 +91,90 @@ TEST(Rendezvous, ARankThatCannotBindIsNamedToTheOthersAtOnce) {
   EXPECT_NE(errors[2].find("rank 1 cannot start"), std::string::npos) << errors[2];
 }
 
-TEST(Rendezvous, GroupAfterGroupMeetsOnTheSameStore) {
-  MemoryStore store(std::chrono::milliseconds(2000));
-  for (int round = 0; round < 3; ++round) {
-    std::vector<std::thread> threads;
-    for (int rank = 0; rank < 2; ++rank) {
-      threads.emplace_back([&, rank] {
-        const auto group = Group::join({rank, 2, std::chrono::milliseconds(5000), ""},
-                                       resolve_options({}, {}), store);
-        EXPECT_EQ(group->round(), static_cast<std::uint64_t>(round));
+// Have ranks come to a store, each after its pause; what each throws.
+std::vector<std::string> come(MemoryStore& store, int world_size, const std::vector<int>& ranks,
+                              std::mt19937_64& random, std::chrono::milliseconds timeout) {
+  store.set_timeout(timeout);
+  std::vector<std::string> errors(ranks.size());
+  std::vector<std::uint64_t> rounds(ranks.size());
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < ranks.size(); ++i) {
+    const std::chrono::milliseconds pause(random() % 20);
+    threads.emplace_back([&, i, pause] {
+      std::this_thread::sleep_for(pause);
+      try {
+        const auto group =
+            Group::join({ranks[i], world_size, timeout, ""}, resolve_options({}, {}), store);
+        rounds[i] = group->round();
         group->close();
-      });
-    }
-    for (auto& thread : threads) {
-      thread.join();
-    }
+      } catch (const std::exception& error) {
+        errors[i] = error.what();
+      }
+    });
   }
+  for (auto& thread : threads) {
+    thread.join();
+  }
+  if (errors == std::vector<std::string>(ranks.size())) {
+    EXPECT_EQ(rounds, std::vector<std::uint64_t>(ranks.size(), rounds.front()));
+  }
+  return errors;
+}
+
+TEST(Rendezvous, WhatEarlierMeetingsLeftInTheStoreDoesNoHarm) {
+  const std::uint64_t seed = test::seed();
+  std::mt19937_64 random(seed);
+  MemoryStore store(std::chrono::milliseconds(5000));
+  for (int meeting = 0; meeting < 12; ++meeting) {
+    const int world_size = 2 + static_cast<int>(random() % 3);
+    std::vector<int> all;
+    std::vector<int> some;
+    for (int rank = 0; rank < world_size; ++rank) {
+      all.push_back(rank);
+      if (random() % 2 == 0) {
+        some.push_back(rank);
+      }
+    }
+    if (some.size() == all.size()) {
+      some.pop_back();
+    }
+    SCOPED_TRACE("meeting " + std::to_string(meeting) + ", seed " + std::to_string(seed));
+    for (const auto& error : come(store, world_size, some, random, std::chrono::milliseconds(50))) {
+      EXPECT_NE(error.find("did not come"), std::string::npos) << error;
+    }
+    EXPECT_EQ(come(store, world_size, all, random, std::chrono::milliseconds(5000)),
+              std::vector<std::string>(all.size()));
+  }
+}
+
+TEST(Rendezvous, RanksThatComeAgainAtOnceMeetAgain) {
+  MemoryStore store(std::chrono::milliseconds(5000));
+  std::vector<std::vector<std::uint64_t>> rounds(3);
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < 3; ++rank) {
+    threads.emplace_back([&, rank] {
+      for (int again = 0; again < 5; ++again) {
+        const auto group = Group::join({rank, 3, std::chrono::milliseconds(5000), ""},
+                                       resolve_options({}, {}), store);
+        rounds[static_cast<std::size_t>(rank)].push_back(group->round());
+        group->close();
+      }
+    });
+  }
+  for (auto& thread : threads) {
+    thread.join();
+  }
+  EXPECT_EQ(rounds[0], rounds[1]);
+  EXPECT_EQ(rounds[0], rounds[2]);
+  EXPECT_EQ(std::set(rounds[0].begin(), rounds[0].end()).size(), 5);
+}
+
+TEST(Rendezvous, AMeetingsNumberThatIsNoneIsRefused) {
+  MemoryStore store(std::chrono::milliseconds(1000));
+  store.set("distro/round", "12/../x");
+  EXPECT_THROW(
+      Group::join({1, 2, std::chrono::milliseconds(1000), ""}, resolve_options({}, {}), store),
+      ExchangeError);
 }
 
 TEST(Rendezvous, RanksMeetOverATransportByPathAndItsNameIsCompared) {

@@ -1,0 +1,1 @@
+"""An internet of network namespaces on one machine, and what training over it costs."""
