@@ -330,4 +330,5 @@ def _bound(rank: int, size: int) -> dict[str, Any]:
 def test_two_ports_a_rank_are_bound_and_bytes_are_counted() -> None:
     first, second = _run(2, _bound, options={"ports": "41300-41399"})
     assert first["exact_bytes"] >= 4_000_000
-    assert second["socket_bytes_sent"] > 4_000_000
+    # What it has sent itself may still be on its way.
+    assert second["socket_bytes_received"] > 4_000_000

@@ -134,9 +134,11 @@ def test_what_breaks_one_rank_is_an_error_on_all_that_names_it(relay: Relay) -> 
 
 def test_a_relay_that_is_not_there_is_named_within_the_timeout(relay: Relay) -> None:
     relay.kill()
-    for error in fail(2, _train, env=relay.env, timeout=4):
-        assert error.kind == "DistBackendError"
-        assert f"the relay {relay.endpoint} has not been reached" in error.message
+    errors = fail(2, _train, env=relay.env, timeout=4)
+    assert {error.kind for error in errors} == {"DistBackendError"}
+    # The second to find out may see that the first has ended because of it.
+    named = f"the relay {relay.endpoint} has not been reached"
+    assert any(named in error.message for error in errors), errors
 
 
 def test_a_hub_without_keys_beyond_loopback_is_refused_with_what_to_do() -> None:
