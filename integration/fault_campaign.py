@@ -462,9 +462,11 @@ def lose(world: World, loss: Loss, seed: int) -> Outcome:
     return outcome
 
 
-def plans(rng: random.Random, hub: bool, number: int, steps: int, long: bool) -> list[Plan]:
+def plans(
+    rng: random.Random, kinds: Sequence[str], hub: bool, number: int, steps: int, long: bool
+) -> list[Plan]:
     """The faults of one training, in the order in which they begin."""
-    drawn = [draw(rng, RANKS, hub, rng.randrange(2, steps - 2)) for _ in range(number)]
+    drawn = [draw(rng, kinds, RANKS, hub, rng.randrange(2, steps - 2)) for _ in range(number)]
     if long:
         for at, (kind, seconds) in zip(rng.sample(range(number), len(LONG)), LONG, strict=True):
             drawn[at] = of_kind(rng, kind, RANKS, hub, drawn[at].step, seconds)
@@ -529,7 +531,7 @@ class Campaign:
             f"{setting}: {sum(outcome.faults.values())} faults in {outcome.seconds:.0f} s, "
             f"{sum(self.faults.values())} in all"
         )
-        if not outcome.wrong:
+        if not outcome.wrong and not self.args.keep:
             shutil.rmtree(folder)
         return outcome
 
@@ -541,7 +543,8 @@ class Campaign:
 
     def disturb(self) -> None:
         settings = [Setting(t, m) for m in self.args.modes for t in self.args.topologies]
-        long = {t for t in self.args.topologies if self.args.faults > FAULTS_A_TRAINING}
+        every = self.args.kinds == list(KINDS)
+        long = {t for t in self.args.topologies if every and self.args.faults > FAULTS_A_TRAINING}
         number = 0
         while sum(self.faults.values()) < self.args.faults and not self.over():
             setting = settings[number % len(settings)]
@@ -550,6 +553,7 @@ class Campaign:
             share = math.ceil(left / max(1, len(settings) - number + 1))
             drawn = plans(
                 self.rng,
+                self.args.kinds,
                 setting.topology == "hub",
                 math.ceil(min(share, self.a_training) * SPARE),
                 self.steps,
@@ -605,8 +609,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--topologies", type=lambda text: text.split(","), default=["mesh", "hub"])
     parser.add_argument("--modes", type=lambda text: text.split(","), default=["auto", "dense"])
+    parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(KINDS))
     parser.add_argument("--minutes", type=float, default=60.0, help="no training begins after that")
     parser.add_argument("--folder", type=Path, help="for the output of ranks; default: a new one")
+    parser.add_argument("--keep", action="store_true", help="the output of all trainings")
     parser.add_argument("--json", action="store_true", help="nothing but the JSON")
     args = parser.parse_args()
     if lack := missing():
@@ -632,7 +638,8 @@ def main() -> None:
     if report["wrong"]:
         print(f"the output of what went wrong is in {folder}", file=sys.stderr)
         sys.exit(1)
-    shutil.rmtree(folder)
+    if not args.keep:
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,17 @@ std::size_t send_chunk_bytes(const ChannelConfig& config) noexcept {
   return std::min<std::size_t>(config.chunk_bytes,
                                std::max(config.rate_limit_bytes / kChunksASecond, kLeast));
 }
+ChannelCounters& ChannelCounters::operator+=(const ChannelCounters& other) noexcept {
+  socket_bytes_sent += other.socket_bytes_sent;
+  socket_bytes_received += other.socket_bytes_received;
+  resent_frames += other.resent_frames;
+  reconnects += other.reconnects;
+  rejected_frames += other.rejected_frames;
+  duplicate_frames += other.duplicate_frames;
+  rejected_connections += other.rejected_connections;
+  return *this;
+}
+
 std::unique_ptr<Channel> open_channel(const ChannelConfig& config) {
   if (config.world_size < 1 || config.rank < 0 || config.rank >= config.world_size) {
     throw ConfigError(fmt::format("rank {} in a group of {} ranks: ranks count from 0 to {}",
