@@ -284,6 +284,11 @@ class Training:
         said = [line for line in lines if "Error" in line] or [line for line in lines if line]
         return said[-1].strip() if said else "nothing said"
 
+    def typed_error(self, rank: int, what: str) -> str:
+        """The last of torch's errors that a rank ended with and that names `what`; empty: none."""
+        errors = TYPED.findall(self.output(rank).read_text(errors="replace"))
+        return str(next((error for error in reversed(errors) if what in error), ""))
+
     def hurt(self, plans: Sequence[Plan]) -> Outcome:
         """Let the faults come, each at its step, and wait for the end."""
         outcome = Outcome()
@@ -374,71 +379,94 @@ def differences(result: dict[str, Any], expected: dict[str, Any]) -> list[str]:
     return wrong
 
 
-LOSSES = ("kill", "vanish", "stop", "isolate")
+# How one is lost for good. kill: its process; vanish: its host, too; stop: it hangs; isolate: its
+# line; relay: the hub's relay is killed, and nobody starts it again.
+LOSSES = ("kill", "vanish", "stop", "isolate", "relay")
 
 
-def lose(world: World, setting: Setting, manner: str, victim: int, step: int, seed: int) -> Outcome:
-    """A training of which a rank is lost for good.
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """Who is lost, how and when; the server stands for the relay."""
 
-    Args:
-        manner: `kill`: its process; `vanish`: its host, too; `stop`: it hangs; `isolate`: its line.
-    """
-    name = f"{setting}: {manner} rank {victim} at step {step}"
+    setting: Setting
+    manner: str
+    victim: int
+    step: int
+
+    def __str__(self) -> str:
+        return f"{self.setting}: {self.manner} {self.name} at step {self.step}"
+
+    @property
+    def name(self) -> str:
+        """What errors have to call it."""
+        return "relay" if self.manner == "relay" else f"rank {self.victim}"
+
+    def happen(self, field: Field, stack: contextlib.ExitStack) -> None:
+        if self.manner in ("vanish", "isolate"):
+            stack.enter_context(field.cut(self.victim))
+        if self.manner in ("kill", "vanish", "relay"):
+            field.signal(self.victim, signal.SIGKILL)
+        if self.manner == "stop":
+            stack.enter_context(field.stopped(self.victim))
+
+    def must_end(self) -> dict[int, str]:
+        """The ranks that have to end with a typed error, and what it has to name."""
+        ends = {rank: self.name for rank in range(RANKS) if rank != self.victim}
+        if self.manner == "isolate":
+            ends[self.victim] = ""  # it cannot know who of all is lost
+        return ends
+
+
+def lose(world: World, loss: Loss, seed: int) -> Outcome:
+    """A training of which one is lost for good."""
     outcome = Outcome()
     with (
-        Training(world, setting, 100_000, seed, TIMEOUT) as training,
+        Training(world, loss.setting, 100_000, seed, TIMEOUT) as training,
         contextlib.ExitStack() as stack,
     ):
-        field = training.field
-        others = [rank for rank in range(RANKS) if rank != victim]
         end = time.monotonic() + SLOW_START
-        while training.step() < step:
+        while training.step() < loss.step:
             if time.monotonic() > end or any(code is not None for code in training.codes()):
-                outcome.wrong.append(f"{name}: the training has not begun")
+                outcome.wrong.append(f"{loss}: the training has not begun")
                 return outcome
             time.sleep(0.02)
-        training.note(name)
-        if manner in ("vanish", "isolate"):
-            stack.enter_context(field.cut(victim))
-        if manner in ("kill", "vanish"):
-            field.ranks[victim].kill()
-        if manner == "stop":
-            stack.enter_context(field.stopped(victim))
-        outcome.faults[manner] += 1
+        training.note(str(loss))
+        loss.happen(training.field, stack)
+        outcome.faults[loss.manner] += 1
+        must_end = loss.must_end()
         began = time.monotonic()
         while time.monotonic() - began < TIMEOUT + SLACK + HANGS_AFTER:
             codes = training.codes()
-            if all(codes[rank] is not None for rank in others):
+            if all(codes[rank] is not None for rank in must_end):
                 break
             time.sleep(0.02)
         outcome.seconds = time.monotonic() - began
-        codes = training.codes()
-        said: dict[int, str] = {}
-        for rank in others:
-            if codes[rank] is None:
+        said = {rank: training.typed_error(rank, what) for rank, what in must_end.items()}
+        outcome.said = {"what": str(loss), "seconds": round(outcome.seconds, 1), "errors": said}
+        for rank, error in said.items():
+            code = training.codes()[rank]
+            if code is None:
                 outcome.hangs += 1
-                outcome.wrong.append(f"{name}: rank {rank} hangs")
-                continue
-            errors = TYPED.findall(training.output(rank).read_text(errors="replace"))
-            said[rank] = errors[-1] if errors else ""
-            if codes[rank] == 0 or not any(f"rank {victim}" in error for error in errors):
+                outcome.wrong.append(f"{loss}: rank {rank} hangs")
+            elif code == 0 or not error:
                 outcome.wrong.append(
-                    f"{name}: rank {rank}: code {codes[rank]}, no typed error that names it: "
+                    f"{loss}: rank {rank}: code {code}, no typed error that names who is lost: "
                     f"{training.why(rank)}"
                 )
-        outcome.said = {"what": name, "seconds": round(outcome.seconds, 1), "errors": said}
         if outcome.seconds > TIMEOUT + SLACK:
             outcome.wrong.append(
-                f"{name}: took {outcome.seconds:.0f} s, with a time-out of {TIMEOUT:.0f} s"
+                f"{loss}: took {outcome.seconds:.0f} s, with a time-out of {TIMEOUT:.0f} s"
             )
         if not outcome.wrong:
             shutil.rmtree(training.folder)
     return outcome
 
 
-def plans(rng: random.Random, hub: bool, number: int, steps: int, long: bool) -> list[Plan]:
+def plans(
+    rng: random.Random, kinds: Sequence[str], hub: bool, number: int, steps: int, long: bool
+) -> list[Plan]:
     """The faults of one training, in the order in which they begin."""
-    drawn = [draw(rng, RANKS, hub, rng.randrange(2, steps - 2)) for _ in range(number)]
+    drawn = [draw(rng, kinds, RANKS, hub, rng.randrange(2, steps - 2)) for _ in range(number)]
     if long:
         for at, (kind, seconds) in zip(rng.sample(range(number), len(LONG)), LONG, strict=True):
             drawn[at] = of_kind(rng, kind, RANKS, hub, drawn[at].step, seconds)
@@ -503,7 +531,7 @@ class Campaign:
             f"{setting}: {sum(outcome.faults.values())} faults in {outcome.seconds:.0f} s, "
             f"{sum(self.faults.values())} in all"
         )
-        if not outcome.wrong:
+        if not outcome.wrong and not self.args.keep:
             shutil.rmtree(folder)
         return outcome
 
@@ -515,7 +543,8 @@ class Campaign:
 
     def disturb(self) -> None:
         settings = [Setting(t, m) for m in self.args.modes for t in self.args.topologies]
-        long = {t for t in self.args.topologies if self.args.faults > FAULTS_A_TRAINING}
+        every = self.args.kinds == list(KINDS)
+        long = {t for t in self.args.topologies if every and self.args.faults > FAULTS_A_TRAINING}
         number = 0
         while sum(self.faults.values()) < self.args.faults and not self.over():
             setting = settings[number % len(settings)]
@@ -524,6 +553,7 @@ class Campaign:
             share = math.ceil(left / max(1, len(settings) - number + 1))
             drawn = plans(
                 self.rng,
+                self.args.kinds,
                 setting.topology == "hub",
                 math.ceil(min(share, self.a_training) * SPARE),
                 self.steps,
@@ -536,14 +566,17 @@ class Campaign:
         for number in range(self.args.kills):
             if self.over():
                 break
-            setting = Setting(
-                self.args.topologies[number % len(self.args.topologies)],
-                self.rng.choice(self.args.modes),
+            topology = self.args.topologies[number % len(self.args.topologies)]
+            manners = LOSSES if topology == "hub" else LOSSES[:-1]
+            manner = manners[number // len(self.args.topologies) % len(manners)]
+            loss = Loss(
+                Setting(topology, self.rng.choice(self.args.modes)),
+                manner,
+                RANKS if manner == "relay" else self.rng.randrange(RANKS),
+                self.rng.randrange(3, 40),
             )
-            manner = LOSSES[number // len(self.args.topologies) % len(LOSSES)]
-            victim, step = self.rng.randrange(RANKS), self.rng.randrange(3, 40)
-            tell(f"{setting}: {manner} rank {victim} at step {step}")
-            self.add(lose(self.world, setting, manner, victim, step, self.args.seed))
+            tell(str(loss))
+            self.add(lose(self.world, loss, self.args.seed))
 
     def report(self) -> dict[str, Any]:
         lost = {name: self.faults[name] for name in LOSSES}
@@ -559,7 +592,7 @@ class Campaign:
             "seconds": round(time.monotonic() - self.began, 1),
             "faults": sum(drawn.values()),
             "faults_by_kind": drawn,
-            "losses_of_a_rank": lost,
+            "lost_for_good": lost,
             "said_by_others": self.said,
             "hangs": self.hangs,
             "wrong": self.wrong,
@@ -570,12 +603,16 @@ class Campaign:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--faults", type=int, default=320, help="0: only those lost for good")
-    parser.add_argument("--kills", type=int, default=8, help="trainings of which a rank is lost")
+    parser.add_argument(
+        "--kills", type=int, default=10, help="trainings of which one is lost for good"
+    )
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--topologies", type=lambda text: text.split(","), default=["mesh", "hub"])
     parser.add_argument("--modes", type=lambda text: text.split(","), default=["auto", "dense"])
+    parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(KINDS))
     parser.add_argument("--minutes", type=float, default=60.0, help="no training begins after that")
     parser.add_argument("--folder", type=Path, help="for the output of ranks; default: a new one")
+    parser.add_argument("--keep", action="store_true", help="the output of all trainings")
     parser.add_argument("--json", action="store_true", help="nothing but the JSON")
     args = parser.parse_args()
     if lack := missing():
@@ -601,7 +638,8 @@ def main() -> None:
     if report["wrong"]:
         print(f"the output of what went wrong is in {folder}", file=sys.stderr)
         sys.exit(1)
-    shutil.rmtree(folder)
+    if not args.keep:
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

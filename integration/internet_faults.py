@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 from bench_strangers import GREETING, HUGE_FRAME, READY
@@ -325,10 +325,9 @@ BETWEEN_TWO = ("cut_pair", "reset", "half_open")
 LONG = (("cut_line", 5.0), ("cut_line", 25.0), ("cut_line", 60.0), ("freeze", 10.0), ("move", 0.0))
 
 
-def draw(rng: random.Random, ranks: int, hub: bool, step: int) -> Plan:
-    """One fault at a step; everything about it by `rng`."""
-    # The mesh has no relay; and there is no other way to a rank that listens at a fixed address.
-    kinds = [name for name in KINDS if hub or name != "relay_restart"]
+def draw(rng: random.Random, kinds: Sequence[str], ranks: int, hub: bool, step: int) -> Plan:
+    """One fault of some kinds at a step; everything else about it by `rng`."""
+    kinds = [name for name in kinds if hub or name != "relay_restart"]
     kind = rng.choices(kinds, [KINDS[name].weight for name in kinds])[0]
     return of_kind(rng, kind, ranks, hub, step, rng.uniform(*KINDS[kind].seconds))
 

@@ -10,6 +10,7 @@
 #include <charconv>
 #include <cstdint>
 #include <cstring>
+#include <tuple>
 
 #include "transport/dialer.h"
 #include "transport/frame.h"
@@ -256,20 +257,20 @@ void Acceptor::on_accepted(int fd) {
   if (connections_.size() <= connection_limit_ || port_ == 0) {
     return;
   }
-  // Ended is the oldest that has not said anything, so that strangers who say nothing cannot keep
-  // peers out; if all have, the new one.
+  // Ended is the oldest that has not said anything, or nothing that a peer says, so that strangers
+  // cannot keep peers out; if all are peers', the new one.
   const auto older = [](const auto& a, const auto& b) {
-    const auto rank = [](const Connection& c) { return std::pair(c.proven, c.number); };
+    const auto rank = [](const Connection& c) { return std::tuple(c.known, c.proven, c.number); };
     return !a.second.ended && (b.second.ended || rank(a.second) < rank(b.second));
   };
   auto victim = std::ranges::min_element(connections_, older);
-  if (victim->second.proven) {
+  if (victim->second.known) {
     victim = connections_.find(fd);
   }
   end(victim->first, victim->second);
   log_once(LogLevel::warning, "connections/" + endpoint_,
            fmt::format("[distro {}] {} connections to {}, more than its ranks can need: strangers "
-                       "reach this port. Those that say nothing are ended (logged once)",
+                       "reach this port. The oldest of them are ended (logged once)",
                        name_of(config_), connections_.size(), endpoint_));
 }
 
@@ -283,11 +284,11 @@ void Acceptor::end(int fd, Connection& connection) {
 }
 
 void Acceptor::on_disconnected(int fd) {
-  disconnected_ = true;
   const auto connection = connections_.find(fd);
   if (connection == connections_.end()) {
     return;
   }
+  disconnected_ = disconnected_ || connection->second.known;  // nobody looks for strangers
   if (!connection->second.proven) {
     ++rejected_;
     ++newly_rejected_;

@@ -23,14 +23,14 @@ bool is_neighbour(const ChannelConfig& config, int rank) noexcept {
 }
 
 ChannelConfig with_window(ChannelConfig config) noexcept {
-  // What all others have under way to one rank waits in its queue at the relay (RelayConfig, 512
-  // frames). More: where all send much at once it overflows, and they go back; less: one that sends
-  // alone does not fill a long line.
-  constexpr std::size_t kForAll = std::size_t{24} << 20;
-  constexpr std::size_t kLeast = std::size_t{1} << 20;
+  // In frames: what all others have under way to one rank waits in its queue at the relay
+  // (RelayConfig, 512). More: where all send much at once it overflows, and they go back, as they
+  // may where there are more than 33 ranks; less: one that sends alone does not fill a long line.
+  const std::size_t for_all = 384 * send_chunk_bytes(config);
+  const std::size_t least = 16 * send_chunk_bytes(config);
   if (!config.relay.empty() && config.world_size > 1) {
     const auto peers = static_cast<std::size_t>(config.world_size - 1);
-    config.window_bytes = std::min(config.window_bytes, std::max(kForAll / peers, kLeast));
+    config.window_bytes = std::min(config.window_bytes, std::max(for_all / peers, least));
   }
   return config;
 }
@@ -46,6 +46,17 @@ std::size_t send_chunk_bytes(const ChannelConfig& config) noexcept {
   return std::min<std::size_t>(config.chunk_bytes,
                                std::max(config.rate_limit_bytes / kChunksASecond, kLeast));
 }
+ChannelCounters& ChannelCounters::operator+=(const ChannelCounters& other) noexcept {
+  socket_bytes_sent += other.socket_bytes_sent;
+  socket_bytes_received += other.socket_bytes_received;
+  resent_frames += other.resent_frames;
+  reconnects += other.reconnects;
+  rejected_frames += other.rejected_frames;
+  duplicate_frames += other.duplicate_frames;
+  rejected_connections += other.rejected_connections;
+  return *this;
+}
+
 std::unique_ptr<Channel> open_channel(const ChannelConfig& config) {
   if (config.world_size < 1 || config.rank < 0 || config.rank >= config.world_size) {
     throw ConfigError(fmt::format("rank {} in a group of {} ranks: ranks count from 0 to {}",

@@ -116,6 +116,8 @@ struct ChannelCounters {
   /// Connections to this rank that ended before they had brought a frame, and tries to connect from
   /// here that failed in the carrier's greeting: strangers, wrong keys.
   std::uint64_t rejected_connections = 0;
+
+  ChannelCounters& operator+=(const ChannelCounters& other) noexcept;
 };
 
 /// The same with the window to each peer that the group's way allows.

@@ -31,9 +31,11 @@ constexpr std::size_t kCheckOffset = 32;
 
 // Numbered frames go by their numbers, whatever the order in which the peers' sessions gave them:
 // one that several share keeps its place among those of each. The others go first.
+constexpr std::uint64_t kUnnumbered = 0;
+
 std::uint64_t order_of(const zmq::message_t& frame) {
   const auto header = parse_header({frame.data<std::byte>(), frame.size()});
-  return is_numbered(header.kind) ? header.sequence + 1 : 0;
+  return is_numbered(header.kind) ? header.sequence + 1 : kUnnumbered;
 }
 
 bool same_bytes(const zmq::message_t& a, const zmq::message_t& b) {
@@ -185,6 +187,7 @@ void HubListener::all_down() {
   }
   outgoing_.clear();
   by_check_.clear();
+  numbered_ = 0;
   sent_ = 0;
 }
 
@@ -283,8 +286,12 @@ SendResult HubListener::queue(int peer, zmq::message_t& body) {
       return SendResult::sent;
     }
   }
-  by_check_.emplace(check, outgoing_.size());
   const std::uint64_t order = order_of(body);
+  if (order != kUnnumbered && numbered_ >= static_cast<std::size_t>(config_.queue_frames)) {
+    return SendResult::blocked;  // more, and acknowledgements and aborts wait behind it
+  }
+  numbered_ += order == kUnnumbered ? 0 : 1;
+  by_check_.emplace(check, outgoing_.size());
   outgoing_.push_back({order, std::move(body), {member(peer)}});
   body.rebuild();
   return SendResult::sent;
@@ -357,6 +364,7 @@ Deadline HubListener::flush(Deadline now) {
   if (sent_ == outgoing_.size()) {
     outgoing_.clear();
     by_check_.clear();
+    numbered_ = 0;
     sent_ = 0;
   }
   accepting_ = outgoing_.empty();

@@ -87,7 +87,8 @@ class HubListener final : public Listener {
   bool disconnects_ = false;
   bool accepting_ = true;  // false: what was queued before goes first
   std::vector<Outgoing> outgoing_;
-  std::size_t sent_ = 0;                                          // of outgoing_
+  std::size_t numbered_ = 0;  // of outgoing_: frames with a number
+  std::size_t sent_ = 0;      // of outgoing_
   std::unordered_multimap<std::uint64_t, std::size_t> by_check_;  // frame's check to its index
   Carried carried_{};
 };

@@ -212,19 +212,22 @@ Deadline Mesh::work(Deadline now, std::span<const zmq::pollitem_t> items) {
   Deadline wake = std::min(watch_at_, *std::min_element(probes_.begin(), probes_.end()));
   acceptor_->flush(now);
   bool blocked = false;
-  for (const auto& peer : peers_) {
+  ++first_to_send_;
+  for (std::size_t i = 0; i < peers_.size(); ++i) {
+    const auto& peer = peers_[(first_to_send_ + i) % peers_.size()];
     if (peer == nullptr || peer->state == PeerState::lost) {
       continue;
     }
+    const std::string route = peer->route;
     if (!peer->pump(*acceptor_, pacer_, config_, inbox_.counters, now)) {
       // Gone for sending, but what came before is still to be read.
       for (int round = 0; round < kDrainRounds && receive_from_acceptor(now); ++round) {
       }
-      if (peer->up) {
+      if (peer->up && peer->route == route) {  // else it has come back meanwhile
         down(*peer, now);
       }
     }
-    blocked = blocked || peer->blocked();
+    blocked = blocked || (peer->blocked() && !is_near(config_, peer->rank));
     wake = std::min(wake, peer->next_timer(now));
   }
   wake = std::min(wake, acceptor_->flush(now));

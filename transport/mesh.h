@@ -106,6 +106,7 @@ class Mesh final : public IoHandler {
   std::vector<std::unique_ptr<Peer>> peers_;     // by rank, null but for neighbours; empty before
                                                  // connect
   std::unordered_map<std::string, int> routes_;  // routing id to rank, after a valid HELLO
+  std::size_t first_to_send_ = 0;                // in turns, where peers share what there is
   std::array<Deadline, 3> probes_;               // when to look who has gone
   Deadline watch_at_ = Deadline::max();
   std::optional<Closing> closing_;

@@ -242,7 +242,7 @@ void Relay::on_join(const std::string& route, const RelayMessage& join, std::opt
   Member& self = group.members[member];
   if (returns) {
     routes_.erase(self.route);  // dead, whether ZeroMQ has noticed or not
-    former_.insert(self.route);
+    remember(self.route);
   }
   self = {&group, member, route, false, false};
   routes_[route] = &self;
@@ -328,6 +328,13 @@ void Relay::mark_gone(Member& member) {
   }
 }
 
+void Relay::remember(const std::string& route) {
+  if (former_.size() >= kMaxFormer) {
+    former_.clear();
+  }
+  former_.insert(route);
+}
+
 void Relay::reset(Group& group, std::uint16_t a, std::uint16_t b) {
   group.resets[{std::min(a, b), std::max(a, b)}] = {{true, true}, {true, true}};
   retry_at_ = std::min(retry_at_, Clock::now() + kRetry);
@@ -350,9 +357,11 @@ bool Relay::advance(Group& group, const Pair& pair, Reset& reset) {
   if (!low_knows || !high_knows) {
     return false;
   }
-  const bool low_done = notify(group, low, RelayKind::present, high, reset.low.present_due);
-  const bool high_done = notify(group, high, RelayKind::present, low, reset.high.present_due);
-  return low_done && high_done;
+  // The lower first, which the higher one greets as soon as it hears.
+  if (!notify(group, low, RelayKind::present, high, reset.low.present_due)) {
+    return false;
+  }
+  return notify(group, high, RelayKind::present, low, reset.high.present_due);
 }
 
 void Relay::settle(Group& group) {
@@ -383,10 +392,7 @@ void Relay::remove_gone() {
     Group& group = *known->second->group;
     const std::uint16_t left = known->second->number;
     routes_.erase(known);
-    if (former_.size() >= kMaxFormer) {
-      former_.clear();
-    }
-    former_.insert(route);
+    remember(route);
     group.members.erase(left);
     log(LogLevel::info,
         fmt::format("[distro relay] rank {} left group {:016x}", left, group.name.number));

@@ -125,6 +125,7 @@ class Relay {
   bool notify(Group& group, std::uint16_t whom, RelayKind kind, std::uint16_t about, bool& due);
   void settle(Group& group);
   void mark_gone(Member& member);
+  void remember(const std::string& route);
   void remove_gone();
   void probe(Deadline now);
   void count();

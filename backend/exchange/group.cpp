@@ -101,13 +101,7 @@ transport::ChannelCounters Group::channel_counters() const {
   transport::ChannelCounters counters;
   for (const auto* const channel : {channel_.get(), exact_channel_.get()}) {
     if (channel != nullptr) {
-      const auto more = channel->counters();
-      counters.socket_bytes_sent += more.socket_bytes_sent;
-      counters.socket_bytes_received += more.socket_bytes_received;
-      counters.resent_frames += more.resent_frames;
-      counters.reconnects += more.reconnects;
-      counters.rejected_frames += more.rejected_frames;
-      counters.duplicate_frames += more.duplicate_frames;
+      counters += channel->counters();
     }
   }
   return counters;

@@ -31,21 +31,22 @@ def test_measured_and_computed_rows(capsys: pytest.CaptureFixture[str]) -> None:
     rows = run(
         capsys,
         *("--links", "20/10", "--rtt", "20", "--loss", "1", "--ranks", "2", "--delays", "1"),
-        *("--backends", "compute", "gloo", "distro", "--topologies", "mesh"),
+        *("--backends", "compute", "gloo", "distro", "--topologies", "mesh", "hub"),
         *("--measure-seconds", "2"),
     )
-    compute, gloo, distro = rows
-    assert [row["backend"] for row in rows] == ["compute", "gloo", "distro"]
-    assert [row["measured"] for row in rows] == [True, False, True]
+    compute, gloo, *distro = rows
+    assert [row["backend"] for row in rows] == ["compute", "gloo", "distro", "distro"]
+    assert [row["measured"] for row in rows] == [True, False, True, True]
     assert compute["bytes_up_a_step"] == [0, 0]
     # All gradients once to the other rank, at 10 Mbit/s.
     assert gloo["bytes_up_a_step"] == [4 * bench.WEIGHTS["quickstart"]] * 2
     transfer = 4 * bench.WEIGHTS["quickstart"] * 8 / 10e6
     assert gloo["step_seconds_median"] == pytest.approx(compute["step_seconds_median"] + transfer)
-    assert distro["topology"] == "mesh"
-    assert 0 < max(distro["bytes_up_a_step"]) < gloo["bytes_up_a_step"][0] / 100
-    assert distro["step_seconds_median"] < gloo["step_seconds_median"]
-    assert distro["loss"] == 1
+    assert [row["topology"] for row in distro] == ["mesh", "hub"]
+    for row in distro:
+        assert 0 < max(row["bytes_up_a_step"]) < gloo["bytes_up_a_step"][0] / 100
+        assert row["step_seconds_median"] < gloo["step_seconds_median"]
+        assert row["loss"] == 1
 
 
 @emulated

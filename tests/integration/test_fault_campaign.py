@@ -42,7 +42,7 @@ def test_nothing_comes_of_faults_and_a_lost_rank_is_named(tmp_path: Path) -> Non
     assert report["topologies"] == ["mesh", "hub"]
     assert report["faults"] >= FAULTS
     assert sum(report["faults_by_kind"].values()) == report["faults"]
-    assert sum(report["losses_of_a_rank"].values()) == KILLS
+    assert sum(report["lost_for_good"].values()) == KILLS
     assert report["hangs"] == 0
     assert report["wrong"] == []
     # That they hit something: broken connections were made again.

@@ -113,7 +113,7 @@ int main(int argc, char** argv) {
   app.add_option("--queue-frames", config.queue_frames,
                  "frames of up to 64 KiB that may wait for one rank")
       ->capture_default_str()
-      ->check(CLI::Range(1, 1 << 20));
+      ->check(CLI::Range(64, 1 << 20));
   app.add_option("--report-seconds", seconds, "how often to tell what goes on; 0: never")
       ->capture_default_str();
   app.add_option("--log", level, "error, warning, info, debug")

@@ -21,7 +21,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch_distro import _cli
 from torch_distro._wan.internet import Internet, InternetError, Line
 from torch_distro._wan.ranks import Ranks, RanksError, pinging
 
@@ -160,7 +159,6 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     Raises:
         InternetError: the internet cannot be emulated here.
     """
-    topologies = [t for t in args.topologies if t != "hub" or _has_relay()]
     message_bytes: dict[tuple[str, str], float] = {}
     for model in args.model:
         dense = 4 * WEIGHTS[model]
@@ -174,7 +172,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             [setting.line(args.queue_ms)] * ranks, server, args.seed, congestion
         ) as internet:
             for model in args.model:
-                yield from Rows(args, setting, internet, model, message_bytes).all(topologies)
+                yield from Rows(args, setting, internet, model, message_bytes).all(args.topologies)
 
 
 class Rows:
@@ -401,13 +399,6 @@ def _relay(internet: Internet) -> Iterator[None]:
 @contextlib.contextmanager
 def _nothing() -> Iterator[list[float | None]]:
     yield []
-
-
-def _has_relay() -> bool:
-    if "relay" in _cli.COMMANDS:
-        return True
-    print("this build has no `torch-distro relay`: rows of the hub are left out", file=sys.stderr)
-    return False
 
 
 def _median(answers: list[dict[str, Any]]) -> float:

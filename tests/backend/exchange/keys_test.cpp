@@ -3,10 +3,16 @@
 #include "transport/keys.h"
 
 #include <gtest/gtest.h>
+#include <netinet/in.h>
 #include <stdlib.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
+#include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <functional>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
@@ -89,6 +95,53 @@ void expect_all(const std::vector<std::string>& errors, const std::string& part)
 
 TEST_F(Keys, RanksWithKeysMeet) {
   EXPECT_EQ(join({options(0), options(1), options(2)}), std::vector<std::string>(3));
+}
+
+// An open connection to a port of this host, or -1.
+int connection_to(std::uint16_t port) {
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  address.sin_port = htons(port);
+  const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
+  if (::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0) {
+    return fd;
+  }
+  ::close(fd);
+  return -1;
+}
+
+TEST_F(Keys, StrangersAreCountedAtBothPortsOfARank) {
+  constexpr std::uint16_t kFirstPort = 41'800;
+  constexpr std::uint16_t kLastPort = 41'839;
+  MemoryStore store(std::chrono::milliseconds(5000));
+  std::vector<std::shared_ptr<Group>> groups(2);
+  const auto each = [&](const std::function<void(std::size_t rank)>& body) {
+    std::thread other([&] { body(1); });
+    body(0);
+    other.join();
+  };
+  each([&](std::size_t rank) {
+    auto chosen = options(static_cast<int>(rank));
+    chosen["ports"] = std::to_string(kFirstPort) + "-" + std::to_string(kLastPort);
+    groups[rank] =
+        Group::join({static_cast<int>(rank), 2, std::chrono::milliseconds(5000), "", {}, {}},
+                    resolve_options({}, chosen), store);
+  });
+  for (std::uint16_t port = kFirstPort; port <= kLastPort; ++port) {
+    if (const int stranger = connection_to(port); stranger >= 0) {
+      ::close(stranger);
+    }
+  }
+  for (const auto& group : groups) {
+    const auto rejected = [&] { return group->channel_counters().rejected_connections; };
+    for (const auto end = transport::Clock::now() + std::chrono::seconds(5);
+         rejected() < 2 && transport::Clock::now() < end;) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    EXPECT_EQ(rejected(), 2U);
+  }
+  each([&](std::size_t rank) { groups[rank]->close(); });
 }
 
 TEST_F(Keys, ASubgroupUsesTheKeysOfTheWorldsRanks) {
