@@ -195,6 +195,10 @@ class Channel {
   /// long again for news of those. Empty if all are well, or the channel is closed.
   [[nodiscard]] virtual std::optional<PeerError> suspect(Deadline until) const = 0;
 
+  /// What is known to be wrong with the way to a peer at this moment: that its connection broke, or
+  /// that the relay is out of reach; empty if nothing is. Returns at once.
+  [[nodiscard]] virtual std::string trouble(int peer) const = 0;
+
   /// How long a peer may stay disconnected from now on.
   virtual void set_timeout(std::chrono::milliseconds timeout) = 0;
 

@@ -236,6 +236,25 @@ std::optional<PeerLost> Inbox::lost() const {
   return first_lost_;
 }
 
+void Inbox::set_trouble(std::string trouble) {
+  const std::lock_guard lock(mutex_);
+  trouble_ = std::move(trouble);
+}
+
+std::string Inbox::how_broken(int peer) const {
+  return trouble_.empty()
+             ? fmt::format(
+                   "the connection to rank {} broke {} ago: its process or its host is "
+                   "down, or its network",
+                   peer, seconds(Clock::now() - box(peer).state_since))
+             : trouble_;
+}
+
+std::string Inbox::trouble(int peer) const {
+  const std::lock_guard lock(mutex_);
+  return box(peer).state == PeerState::away ? how_broken(peer) : "";
+}
+
 std::optional<PeerError> Inbox::suspect(Deadline asked, Deadline until) {
   const auto silent = [&](const Box& peer) {
     return peer.state == PeerState::connected && peer.last_heard < asked;
@@ -272,10 +291,7 @@ std::optional<PeerError> Inbox::suspect(Deadline asked, Deadline until) {
       return left(*first);
     }
     if (first) {
-      return PeerLost(*first,
-                      fmt::format("the connection to rank {} broke {} ago: its process or its host "
-                                  "is down, or its network",
-                                  *first, seconds(Clock::now() - box(*first).state_since)));
+      return PeerLost(*first, how_broken(*first));
     }
   }
   for (int peer = 0; peer < static_cast<int>(boxes_.size()); ++peer) {

@@ -58,6 +58,8 @@ class Inbox {
   /// The rank is lost, and to blame if it is the first. False if another was known already.
   bool lose(int rank, const std::string& reason);
   void set_closed();
+  /// What keeps this rank from all others, beside their connections; empty: nothing.
+  void set_trouble(std::string trouble);
 
   // For callers.
 
@@ -75,6 +77,8 @@ class Inbox {
   /// Throws PeerLost (of the first rank that was) or PeerLeft if nothing can be sent to the peer.
   void check_can_send(int peer) const;
   [[nodiscard]] std::optional<PeerLost> lost() const;
+  /// As Channel::trouble.
+  [[nodiscard]] std::string trouble(int peer) const;
   /// As Channel::suspect, of peers that were to answer a question put at `asked`.
   [[nodiscard]] std::optional<PeerError> suspect(Deadline asked, Deadline until);
   /// Until set_closed, or false at the deadline.
@@ -98,6 +102,7 @@ class Inbox {
   void throw_if_in_vain(int peer) const;
   [[nodiscard]] PeerLeft left(int peer) const;
   [[nodiscard]] PeerTimeout timeout(int peer, Deadline began) const;
+  [[nodiscard]] std::string how_broken(int peer) const;
   [[nodiscard]] const Box& box(int peer) const { return boxes_[static_cast<std::size_t>(peer)]; }
   [[nodiscard]] Box& box(int peer) { return boxes_[static_cast<std::size_t>(peer)]; }
 
@@ -107,6 +112,7 @@ class Inbox {
   std::condition_variable changed_;
   std::vector<Box> boxes_;
   std::optional<PeerLost> first_lost_;
+  std::string trouble_;
   int next_ = 0;  // the peer at which receive_any() looks first
   bool woken_ = false;
   int suspecting_ = 0;  // threads in suspect(), which want to know of every frame

@@ -390,6 +390,7 @@ void Mesh::count_rejected(std::uint64_t connections) noexcept {
 }
 
 void Mesh::finish() {
+  count_carried();  // what the last round has sent
   done_ = true;
   routes_.clear();
   peers_.clear();

@@ -78,15 +78,20 @@ void Mesh::watch(Deadline now) {
   };
   std::vector<Death> deaths;
   bool all_up = true;
+  std::string trouble;
   for (const auto& peer : peers_) {
     if (peer == nullptr || peer->finished()) {
       continue;
     }
     all_up = all_up && peer->up;
+    if (!peer->up && trouble.empty()) {
+      trouble = acceptor_->trouble(peer->rank, now);
+    }
     if (std::string reason = death_of(*peer, now); !reason.empty()) {
       deaths.push_back({peer->quiet_since, peer.get(), std::move(reason)});
     }
   }
+  inbox_.set_trouble(std::move(trouble));
   // Survivors exit soon after the culprit: whoever went first is to blame.
   std::sort(deaths.begin(), deaths.end(),
             [](const Death& a, const Death& b) { return a.quiet_since < b.quiet_since; });

@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "backend/exchange/error.h"
+#include "backend/exchange/text.h"
 
 namespace distro::exchange {
 namespace {
@@ -196,10 +197,10 @@ Letter Mailbox::take(int peer, const Subject& subject, transport::Deadline deadl
                   waited.count(), peer, name_of(subject), culprit->what()));
         }
         throw transport::PeerTimeout(
-            peer, fmt::format("rank {}: rank {} is late: waited {:.1f} s (the group's time-out) "
-                              "for its {}. It hangs, "
-                              "or computes, or its script does something else; look at its log.",
-                              rank_, peer, waited.count(), name_of(subject)));
+            peer,
+            fmt::format("rank {}: rank {} is late: waited {:.1f} s (the group's time-out) "
+                        "for its {}{}",
+                        rank_, peer, waited.count(), name_of(subject), why_late(channel_, peer)));
       }
     }
   }

@@ -22,4 +22,12 @@ std::string printable(std::string_view text, std::size_t most) {
   return quoted.substr(1, quoted.size() - 2) + (cut ? "..." : "");
 }
 
+std::string why_late(const transport::Channel& channel, int rank) {
+  const std::string trouble = channel.trouble(rank);
+  return trouble.empty()
+             ? ". It hangs, or computes, or its script does something else; look at its "
+               "log."
+             : "; " + trouble;
+}
+
 }  // namespace distro::exchange

@@ -10,6 +10,7 @@
 
 #include "backend/exchange/error.h"
 #include "backend/exchange/rendezvous.h"
+#include "backend/exchange/text.h"
 
 namespace distro::exchange {
 namespace {
@@ -441,10 +442,10 @@ void TransferStreams::throw_late(const Active& active, const std::vector<int>& a
                      : std::string("did not come to it");
   throw transport::PeerTimeout(
       late.empty() ? rank_ : late.front(),
-      fmt::format("rank {}: {} late at {}: waited {:.1f} s (the timeout is {:.1f} s), {}. It "
-                  "hangs, or computes, or its script does something else; look at its log.",
-                  rank_, ranks_text(late) + (late.size() == 1 ? " is" : " are"),
-                  active.progress.name, waited.count(), limit.count(), state));
+      fmt::format("rank {}: {} late at {}: waited {:.1f} s (the timeout is {:.1f} s), {}{}", rank_,
+                  ranks_text(late) + (late.size() == 1 ? " is" : " are"), active.progress.name,
+                  waited.count(), limit.count(), state,
+                  why_late(channel_, late.empty() ? rank_ : late.front())));
 }
 
 void TransferStreams::leave(const transport::PeerLeft& peer) {

@@ -123,6 +123,23 @@ TEST(Hub, LosesAndDoublesNothingWhenTheRelayRestarts) {
   group.close_all();
 }
 
+TEST(Hub, AskedWhatIsWrongARankNamesTheRelayThatHasGone) {
+  RelayThread relay;
+  Group group(Carrier::tcp, 3, by(relay));
+  exchange(group, 1, 10);
+  EXPECT_EQ(group[0].trouble(1), "");
+  relay.stop();
+  const std::string why = "the relay " + relay.endpoint() + " has not been reached for";
+  EXPECT_TRUE(becomes([&] { return group[0].trouble(1).starts_with(why); })) << group[0].trouble(1);
+  const auto culprit = group[1].suspect(in(milliseconds(100)));
+  ASSERT_TRUE(culprit);
+  EXPECT_NE(std::string(culprit->what()).find("the relay"), std::string::npos) << culprit->what();
+  relay.start();
+  EXPECT_TRUE(becomes([&] { return group[0].trouble(1).empty(); })) << group[0].trouble(1);
+  exchange(group, 1, 10);
+  group.close_all();
+}
+
 TEST(Hub, ARankThatReadsSlowlyHoldsUpNobodyElse) {
   RelayConfig small;
   small.queue_frames = 4;

@@ -76,7 +76,10 @@ TEST(Reconnect, BothSidesLoseAPeerThatStaysAwayForTheTimeout) {
   pair[0].receive(1, in(seconds(5)));
   pair[1].receive(0, in(seconds(5)));
   const auto began = Clock::now();
+  EXPECT_EQ(pair[1].trouble(0), "");
   pair.proxy->cut_for_good();
+  EXPECT_TRUE(
+      becomes([&] { return pair[1].trouble(0).starts_with("the connection to rank 0 broke"); }));
   EXPECT_TRUE(loses(pair[0], 1, 1, "stayed disconnected"));
   EXPECT_TRUE(loses(pair[1], 0, 0, "stayed disconnected"));
   EXPECT_GE(Clock::now() - began, milliseconds(490));
