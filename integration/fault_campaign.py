@@ -394,7 +394,8 @@ class Loss:
     step: int
 
     def __str__(self) -> str:
-        return f"{self.setting}: {self.manner} {self.name} at step {self.step}"
+        who = "" if self.manner == "relay" else f" {self.name}"
+        return f"{self.setting}: {self.manner}{who} at step {self.step}"
 
     @property
     def name(self) -> str:

@@ -195,8 +195,8 @@ class Channel {
   /// long again for news of those. Empty if all are well, or the channel is closed.
   [[nodiscard]] virtual std::optional<PeerError> suspect(Deadline until) const = 0;
 
-  /// What is known to be wrong with the way to a peer at this moment: that its connection broke, or
-  /// that the relay is out of reach; empty if nothing is. Returns at once.
+  /// What is known to be wrong with the way to a peer at this moment: that its connection broke,
+  /// that the relay is out of reach, or why a rank is lost; empty if nothing is. Returns at once.
   [[nodiscard]] virtual std::string trouble(int peer) const = 0;
 
   /// How long a peer may stay disconnected from now on.

@@ -252,6 +252,9 @@ std::string Inbox::how_broken(int peer) const {
 
 std::string Inbox::trouble(int peer) const {
   const std::lock_guard lock(mutex_);
+  if (box(peer).state == PeerState::lost && first_lost_) {
+    return first_lost_->what();
+  }
   return box(peer).state == PeerState::away ? how_broken(peer) : "";
 }
 

@@ -82,6 +82,7 @@ TEST(Reconnect, BothSidesLoseAPeerThatStaysAwayForTheTimeout) {
       becomes([&] { return pair[1].trouble(0).starts_with("the connection to rank 0 broke"); }));
   EXPECT_TRUE(loses(pair[0], 1, 1, "stayed disconnected"));
   EXPECT_TRUE(loses(pair[1], 0, 0, "stayed disconnected"));
+  EXPECT_NE(pair[1].trouble(0).find("stayed disconnected"), std::string::npos);
   EXPECT_GE(Clock::now() - began, milliseconds(490));
   EXPECT_LT(Clock::now() - began, seconds(3));
 }
