@@ -30,11 +30,10 @@ bool contains(const std::vector<int>& ranks, int rank) {
 }  // namespace
 
 TransferStreams::TransferStreams(transport::Channel& channel, Callbacks& callbacks, int rank,
-                                 int world_size, std::size_t window_bytes)
+                                 std::size_t window_bytes)
     : channel_(channel),
       callbacks_(callbacks),
       rank_(rank),
-      world_size_(world_size),
       window_bytes_(window_bytes),
       streams_(kMaxStreams) {}
 

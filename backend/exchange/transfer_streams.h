@@ -63,7 +63,7 @@ struct Collective {
 /// Disagreement), transport::PeerError (somebody is late or has left): the group cannot go on then.
 class TransferStreams {
  public:
-  TransferStreams(transport::Channel& channel, Callbacks& callbacks, int rank, int world_size,
+  TransferStreams(transport::Channel& channel, Callbacks& callbacks, int rank,
                   std::size_t window_bytes);
   TransferStreams(const TransferStreams&) = delete;
   TransferStreams& operator=(const TransferStreams&) = delete;
@@ -185,7 +185,6 @@ class TransferStreams {
   transport::Channel& channel_;
   Callbacks& callbacks_;
   const int rank_;
-  const int world_size_;
   const std::size_t window_bytes_;
   std::vector<Stream> streams_;
   std::map<int, transport::PeerLeft> left_;

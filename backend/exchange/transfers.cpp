@@ -32,7 +32,7 @@ class ToldFault : public ExchangeError {
 Transfers::Transfers(transport::Channel& channel, Config config)
     : config_(std::move(config)),
       channel_(channel),
-      streams_(channel, callbacks_, config_.rank, config_.world_size, config_.window_bytes),
+      streams_(channel, callbacks_, config_.rank, config_.window_bytes),
       messages_(channel, callbacks_, config_.rank, config_.world_size, config_.window_bytes),
       reports_(config_.rank, config_.first_report),
       owner_(::getpid()),
