@@ -3,9 +3,10 @@
 #include <fmt/format.h>
 #include <xxhash.h>
 
-#include <bit>
 #include <cmath>
 #include <cstring>
+
+#include "backend/exchange/wire.h"
 
 namespace distro::exchange {
 namespace {
@@ -15,22 +16,6 @@ constexpr std::uint8_t kVersion = 2;
 constexpr std::size_t kHeaderBytes = 48;
 constexpr std::size_t kCheckBytes = 8;
 static_assert(kHeaderBytes + kCheckBytes == kEnvelopeBytes);
-// The layout is little-endian; a big-endian port has to swap in put() and get().
-static_assert(std::endian::native == std::endian::little);
-
-template <typename Value>
-void put(std::byte*& out, Value value) {
-  std::memcpy(out, &value, sizeof value);
-  out += sizeof value;
-}
-
-template <typename Value>
-Value get(const std::byte*& in) {
-  Value value;
-  std::memcpy(&value, in, sizeof value);
-  in += sizeof value;
-  return value;
-}
 
 // What the kinds may carry (docs/protocol.md): sizes of bodies in bytes, and fields that must be 0.
 void check_reduction(const Envelope& envelope, std::size_t body_bytes) {

@@ -3,8 +3,9 @@
 #include <fmt/format.h>
 
 #include <array>
-#include <bit>
 #include <cstring>
+
+#include "backend/exchange/wire.h"
 
 namespace distro::exchange {
 namespace {
@@ -13,22 +14,6 @@ constexpr std::uint32_t kMagic = 0x58585844;  // "DXXX"
 constexpr std::uint8_t kVersion = 1;
 constexpr std::uint8_t kFirst = 1;
 constexpr std::uint8_t kPooled = 2;
-// The layout is little-endian; a big-endian port has to swap in put() and get().
-static_assert(std::endian::native == std::endian::little);
-
-template <typename Value>
-void put(std::byte*& out, Value value) {
-  std::memcpy(out, &value, sizeof value);
-  out += sizeof value;
-}
-
-template <typename Value>
-Value get(const std::byte*& in) {
-  Value value;
-  std::memcpy(&value, in, sizeof value);
-  in += sizeof value;
-  return value;
-}
 
 constexpr std::array<std::string_view, 12> kNames = {"",
                                                      "barrier",
