@@ -67,6 +67,8 @@ Acceptor::Domain::Domain(ZapHandler& zap, const std::string& owner, const ZapUse
 
 Acceptor::Domain::~Domain() { zap_.remove_domain(name_); }
 
+namespace {
+
 ZapUsers users_who_dial(const ChannelConfig& config) {
   ZapUsers users;
   const auto& keys = config.keys->public_by_rank;
@@ -78,6 +80,8 @@ ZapUsers users_who_dial(const ChannelConfig& config) {
   }
   return users;
 }
+
+}  // namespace
 
 Acceptor::Acceptor(zmq::context_t& context, const ChannelConfig& config, ZapHandler* zap)
     : Acceptor(context, config, zap, config.keys ? users_who_dial(config) : ZapUsers{}) {}
@@ -190,7 +194,8 @@ void Acceptor::sort_early() {
   }
 }
 
-std::optional<int> Acceptor::authenticated(const zmq::message_t& body) const {
+std::optional<int> Acceptor::authenticated(const std::string& /*route*/,
+                                           const zmq::message_t& body) const {
   if (!domain_) {
     return std::nullopt;
   }

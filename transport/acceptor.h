@@ -40,7 +40,8 @@ class Acceptor final : public Listener {
   void append_poll_items(std::vector<zmq::pollitem_t>& items, bool watch_space) override;
   bool receive(std::string& route, zmq::message_t& body) override;
   SendResult send(const std::string& route, zmq::message_t& body) override;
-  [[nodiscard]] std::optional<int> authenticated(const zmq::message_t& body) const override;
+  [[nodiscard]] std::optional<int> authenticated(const std::string& route,
+                                                 const zmq::message_t& body) const override;
   void append_early_items(std::vector<zmq::pollitem_t>& items) override;
   void sort_early() override;
   void recognise() override;

@@ -154,7 +154,8 @@ std::string HubListener::route(int peer) const {
   return fmt::format("{}/{}", peer, ways_[static_cast<std::size_t>(peer)].connection);
 }
 
-std::optional<int> HubListener::rank_of(const std::string& route) const {
+std::optional<int> HubListener::authenticated(const std::string& route,
+                                              const zmq::message_t& /*body*/) const {
   int rank = -1;
   std::from_chars(route.data(), route.data() + route.size(), rank);
   return rank;
@@ -263,7 +264,7 @@ bool HubListener::receive(std::string& from, zmq::message_t& body) {
 }
 
 SendResult HubListener::send(const std::string& to, zmq::message_t& body) {
-  const int peer = rank_of(to).value_or(-1);
+  const int peer = authenticated(to, body).value_or(-1);
   if (!way(peer).up || to != route(peer)) {
     return SendResult::gone;
   }

@@ -35,7 +35,9 @@ class HubListener final : public Listener {
   bool receive(std::string& route, zmq::message_t& body) override;
   SendResult send(const std::string& route, zmq::message_t& body) override;
   bool take_disconnects() override;
-  [[nodiscard]] std::optional<int> rank_of(const std::string& route) const override;
+  /// As the relay says, which has looked at the key where there are some.
+  [[nodiscard]] std::optional<int> authenticated(const std::string& route,
+                                                 const zmq::message_t& body) const override;
   Deadline flush(Deadline now) override;
   [[nodiscard]] bool flushed() const noexcept override { return outgoing_.empty(); }
   [[nodiscard]] std::optional<Carried> carried() override { return carried_; }

@@ -94,9 +94,10 @@ class Listener {
   /// The connection over which the last frame came is a peer's: what it sends is wanted.
   virtual void recognise() {}
 
-  /// Whose key the connection has over which this frame came (-1: nobody's); empty: this carrier
-  /// has no keys.
-  [[nodiscard]] virtual std::optional<int> authenticated(const zmq::message_t& /*body*/) const {
+  /// Whom the carrier vouches for as the sender of this frame, by the key of its connection or as
+  /// the relay says (-1: nobody); empty: this carrier has no keys.
+  [[nodiscard]] virtual std::optional<int> authenticated(const std::string& /*route*/,
+                                                         const zmq::message_t& /*body*/) const {
     return std::nullopt;
   }
 
@@ -115,11 +116,6 @@ class Listener {
 
   /// A peer that the carrier knows to be lost for good.
   virtual std::optional<Lost> take_lost() { return std::nullopt; }
-
-  /// The rank that the carrier vouches for on this connection, if it does.
-  [[nodiscard]] virtual std::optional<int> rank_of(const std::string& /*route*/) const {
-    return std::nullopt;
-  }
 
   /// Hand over what waits here for all peers together; called before frames are sent and after.
   /// Returns when to be called again without any other event.

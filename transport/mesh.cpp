@@ -16,10 +16,6 @@ namespace {
 
 using std::chrono::milliseconds;
 
-// When a ROUTER reports a broken connection without saying whose, all peers are probed after these
-// times: at once, and again since ZeroMQ may take a moment to drop the connection from its table.
-constexpr std::array<milliseconds, 3> kProbes{milliseconds(0), milliseconds(50), milliseconds(500)};
-
 // Batches read from the ROUTER before a vanished peer's routing id is forgotten. Fewer: its last
 // frames, a goodbye for instance, are taken for a stranger's; more: a flood of strangers delays the
 // peers.
@@ -59,7 +55,6 @@ Mesh::Mesh(IoService& service, const ChannelConfig& config, const PeerAddress& o
       pacer_(service.pacer()),
       acceptor_(listen(service, config)) {
   pacer_.set_rate(config.rate_limit_bytes, Clock::now());
-  probes_.fill(Deadline::max());
 }
 
 void Mesh::connect(std::vector<PeerAddress> addresses) {
@@ -175,9 +170,7 @@ Deadline Mesh::work(Deadline now, std::span<const zmq::pollitem_t> items) {
       receive_from_acceptor(now);
     }
     if (acceptor_->take_disconnects()) {
-      for (std::size_t i = 0; i < kProbes.size(); ++i) {
-        probes_[i] = now + kProbes[i];
-      }
+      probes_.begin(now);
     }
   }
   for (const auto& peer : peers_) {
@@ -209,7 +202,7 @@ Deadline Mesh::work(Deadline now, std::span<const zmq::pollitem_t> items) {
   watch(now);
   count_carried();
   count_rejected(acceptor_->take_rejected());
-  Deadline wake = std::min(watch_at_, *std::min_element(probes_.begin(), probes_.end()));
+  Deadline wake = std::min(watch_at_, probes_.next());
   acceptor_->flush(now);
   bool blocked = false;
   ++first_to_send_;
@@ -300,15 +293,11 @@ void Mesh::on_dialer_changes(Peer& peer, Deadline now) {
 }
 
 void Mesh::probe(Deadline now) {
-  bool due = false;
-  for (Deadline& at : probes_) {
-    if (now >= at) {
-      at = Deadline::max();
-      due = true;
-    }
+  if (!probes_.take(now)) {
+    return;
   }
   for (const auto& peer : peers_) {
-    if (due && peer != nullptr && peer->dialer == nullptr && peer->up) {
+    if (peer != nullptr && peer->dialer == nullptr && peer->up) {
       peer->session.request_ack(now);
     }
   }

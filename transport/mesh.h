@@ -1,6 +1,5 @@
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -17,6 +16,7 @@
 #include "transport/io_service.h"
 #include "transport/link.h"
 #include "transport/peer.h"
+#include "transport/probes.h"
 
 namespace distro::transport {
 
@@ -107,7 +107,7 @@ class Mesh final : public IoHandler {
                                                  // connect
   std::unordered_map<std::string, int> routes_;  // routing id to rank, after a valid HELLO
   std::size_t first_to_send_ = 0;                // in turns, where peers share what there is
-  std::array<Deadline, 3> probes_;               // when to look who has gone
+  Probes probes_;
   Deadline watch_at_ = Deadline::max();
   std::optional<Closing> closing_;
   bool done_ = false;

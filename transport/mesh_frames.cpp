@@ -44,7 +44,7 @@ bool Mesh::receive_from_acceptor(Deadline now) {
     if (!frame) {
       continue;
     }
-    const auto authenticated = acceptor_->authenticated(body);
+    const auto authenticated = acceptor_->authenticated(route, body);
     if (frame->header.kind == FrameKind::hello) {
       on_hello(route, *frame, authenticated, now);
       continue;
@@ -53,7 +53,7 @@ bool Mesh::receive_from_acceptor(Deadline now) {
     if (known == routes_.end()) {
       reject("it came over a connection without a valid HELLO");
     } else if (authenticated && *authenticated != known->second) {
-      reject("it came over a connection with the key of another rank");
+      reject("it came over a connection of another rank");
     } else if (frame->header.kind == FrameKind::welcome) {
       reject("a WELCOME from a rank that dials");
     } else {
@@ -123,18 +123,12 @@ void Mesh::on_hello(const std::string& route, const Frame& frame, std::optional<
                     Deadline now) {
   const std::uint32_t rank = parse_greeting(frame.payload).rank;
   if (authenticated && static_cast<std::uint32_t>(*authenticated) != rank) {
-    reject(
-        "greeting/key",
-        fmt::format("a greeting in the name of rank {} over a connection with the key of rank {}",
-                    rank, *authenticated));
+    reject("greeting/key",
+           fmt::format("a greeting in the name of rank {} over a connection of rank {}", rank,
+                       *authenticated));
     return;
   }
   Peer* peer = rank > static_cast<std::uint32_t>(config_.rank) ? find(rank) : nullptr;
-  if (const auto vouched = acceptor_->rank_of(route);
-      vouched && rank != static_cast<std::uint32_t>(*vouched)) {
-    reject("greeting", fmt::format("a greeting in the name of rank {} by rank {}", rank, *vouched));
-    return;
-  }
   if (const std::string error = greeting_error(frame, peer); peer == nullptr || !error.empty()) {
     reject("greeting", error);
     return;

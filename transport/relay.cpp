@@ -27,9 +27,6 @@ constexpr std::size_t kSpareConnections = 256;
 // Of each member: one, and its next while the death of the first is not noticed.
 constexpr std::size_t kConnectionsPerRank = 2;
 
-// As in mesh.cpp: when to look who has gone after a connection broke.
-constexpr std::array<milliseconds, 3> kProbes{milliseconds(0), milliseconds(50), milliseconds(500)};
-
 // How long what a member that has gone sent before is waited for while others send without a pause.
 // Shorter: its goodbye is lost on a busy relay; longer: the others hear later that it has gone.
 constexpr milliseconds kLastWords{1'000};
@@ -99,7 +96,6 @@ Relay::Relay(const RelayConfig& config)
       zap_(config.runs.empty() ? std::nullopt : std::optional<ZapHandler>(std::in_place, context_)),
       acceptor_(std::make_unique<Acceptor>(context_, socket_config_, zap_ ? &*zap_ : nullptr,
                                            users_of(config.runs))) {
-  probes_.fill(Deadline::max());
   acceptor_->limit_connections(kSpareConnections);
 }
 
@@ -135,9 +131,7 @@ Deadline Relay::work(Deadline now) {
     take(route, body);
   }
   if (acceptor_->take_disconnects()) {
-    for (std::size_t i = 0; i < kProbes.size(); ++i) {
-      probes_[i] = now + kProbes[i];
-    }
+    probes_.begin(now);
   }
   probe(now);
   if (now >= retry_at_) {
@@ -151,8 +145,7 @@ Deadline Relay::work(Deadline now) {
   }
   live_.rejected_connections.fetch_add(acceptor_->take_rejected(), std::memory_order_relaxed);
   count();
-  return taken == kBatch ? now
-                         : std::min(retry_at_, *std::min_element(probes_.begin(), probes_.end()));
+  return taken == kBatch ? now : std::min(retry_at_, probes_.next());
 }
 
 void Relay::reject(std::string_view why) {
@@ -185,7 +178,7 @@ void Relay::take(const std::string& route, const zmq::message_t& body) {
   const auto known = routes_.find(route);
   switch (parsed.message->kind) {
     case RelayKind::join:
-      on_join(route, *parsed.message, acceptor_->authenticated(body));
+      on_join(route, *parsed.message, acceptor_->authenticated(route, body));
       break;
     case RelayKind::leave:
       if (known != routes_.end()) {
@@ -411,14 +404,7 @@ void Relay::remove_gone() {
 }
 
 void Relay::probe(Deadline now) {
-  bool due = false;
-  for (Deadline& at : probes_) {
-    if (now >= at) {
-      at = Deadline::max();
-      due = true;
-    }
-  }
-  if (!due) {
+  if (!probes_.take(now)) {
     return;
   }
   for (const auto& [route, member] : routes_) {

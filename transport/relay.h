@@ -1,6 +1,5 @@
 #pragma once
 
-#include <array>
 #include <atomic>
 #include <compare>
 #include <cstddef>
@@ -19,6 +18,7 @@
 #include "transport/acceptor.h"
 #include "transport/channel.h"
 #include "transport/keys.h"
+#include "transport/probes.h"
 #include "transport/relay_frame.h"
 #include "transport/zap.h"
 
@@ -141,7 +141,7 @@ class Relay {
   Deadline gone_since_ = Deadline::max();
   std::unordered_set<std::string> former_;  // routes of members that were removed lately
   Deadline retry_at_ = Deadline::max();
-  std::array<Deadline, 3> probes_{};
+  Probes probes_;
 
   struct Live {
     std::atomic<std::uint64_t> bytes_received{0};

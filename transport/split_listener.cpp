@@ -56,8 +56,9 @@ std::optional<Listener::Lost> SplitListener::take_lost() {
   return lost ? lost : far_->take_lost();
 }
 
-std::optional<int> SplitListener::rank_of(const std::string& route) const {
-  return (route.front() == kNear ? *near_ : *far_).rank_of(own_part(route));
+std::optional<int> SplitListener::authenticated(const std::string& route,
+                                                const zmq::message_t& body) const {
+  return (route.front() == kNear ? *near_ : *far_).authenticated(own_part(route), body);
 }
 
 std::string SplitListener::trouble(int peer, Deadline now) const {

@@ -27,14 +27,11 @@ class SplitListener final : public Listener {
   SendResult send(const std::string& route, zmq::message_t& body) override;
   bool take_disconnects() override;
   std::optional<Lost> take_lost() override;
-  [[nodiscard]] std::optional<int> rank_of(const std::string& route) const override;
+  [[nodiscard]] std::optional<int> authenticated(const std::string& route,
+                                                 const zmq::message_t& body) const override;
   Deadline flush(Deadline now) override { return far_->flush(now); }
   [[nodiscard]] bool flushed() const noexcept override { return far_->flushed(); }
   [[nodiscard]] std::optional<Carried> carried() override { return far_->carried(); }
-  [[nodiscard]] std::optional<int> authenticated(const zmq::message_t& body) const override {
-    // What comes by the relay has no key of its own: rank_of() tells whose it is.
-    return received_near_ ? near_->authenticated(body) : std::nullopt;
-  }
   std::uint64_t take_rejected() override { return near_->take_rejected() + far_->take_rejected(); }
   [[nodiscard]] std::string refusal() const override { return near_->refusal(); }
   void append_early_items(std::vector<zmq::pollitem_t>& items) override {
