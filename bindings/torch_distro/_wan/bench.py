@@ -172,7 +172,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             [setting.line(args.queue_ms)] * ranks, server, args.seed, congestion
         ) as internet:
             for model in args.model:
-                yield from Rows(args, setting, internet, model, message_bytes).all(args.topologies)
+                yield from Rows(args, setting, internet, model, message_bytes).all()
 
 
 class Rows:
@@ -196,14 +196,14 @@ class Rows:
         self.compute = args.compute_seconds if model == "124m" else 0.0
         self.alone: Ranks | None = None  # the ranks of the row `compute`, which stay
 
-    def all(self, topologies: list[str]) -> Iterator[dict[str, Any]]:
+    def all(self) -> Iterator[dict[str, Any]]:
         try:
-            yield from self.each(topologies)
+            yield from self.each()
         finally:
             if self.alone is not None:
                 self.alone.close()
 
-    def each(self, topologies: list[str]) -> Iterator[dict[str, Any]]:
+    def each(self) -> Iterator[dict[str, Any]]:
         for backend in BACKENDS:
             if backend not in self.args.backends:
                 continue
@@ -211,7 +211,7 @@ class Rows:
             if backend == "distro":
                 contenders = [
                     Contender(backend, topology, delay)
-                    for topology in topologies
+                    for topology in self.args.topologies
                     for delay in self.args.delays
                 ]
             for contender in contenders:
