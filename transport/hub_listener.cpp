@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
 #include <cstring>
 #include <utility>
 
@@ -48,69 +47,12 @@ std::span<const std::byte> bytes_of(const zmq::message_t& message) {
 
 }  // namespace
 
-class HubListener::HubLink final : public Link {
- public:
-  HubLink(HubListener& owner, int peer) : owner_(owner), peer_(peer) {
-    Way& way = owner_.way(peer);
-    way.linked = true;
-    if (way.up) {
-      way.changes.push_back(Change::opened);
-    }
-  }
-  ~HubLink() override {
-    Way& way = owner_.way(peer_);
-    way.linked = false;
-    way.changes.clear();
-    way.frames.clear();
-  }
-  HubLink(const HubLink&) = delete;
-  HubLink& operator=(const HubLink&) = delete;
-
-  // The relay's one connection is polled for all.
-  void append_poll_items(std::vector<zmq::pollitem_t>& /*items*/, bool /*watch_space*/) override {}
-  Change next_change(Deadline /*now*/) override {
-    auto& changes = owner_.way(peer_).changes;
-    if (changes.empty()) {
-      return Change::none;
-    }
-    const Change next = changes.front();
-    changes.pop_front();
-    return next;
-  }
-  void drained(Deadline /*now*/) override {}
-  bool receive(zmq::message_t& body) override {
-    auto& frames = owner_.way(peer_).frames;
-    if (frames.empty()) {
-      return false;
-    }
-    body = std::move(frames.front());
-    frames.pop_front();
-    return true;
-  }
-  // Without a connection the frame is lost, as it would be on one that breaks: the session sends it
-  // again on the next.
-  SendResult send(zmq::message_t& body) override {
-    return owner_.way(peer_).up ? owner_.queue(peer_, body) : SendResult::sent;
-  }
-  [[nodiscard]] bool pending() const noexcept override {
-    return !owner_.way(peer_).frames.empty() || !owner_.way(peer_).changes.empty();
-  }
-  void work(Deadline /*now*/) override {}
-  [[nodiscard]] Deadline next_timer() const noexcept override {
-    return pending() ? Deadline::min() : Deadline::max();
-  }
-
- private:
-  HubListener& owner_;
-  const int peer_;
-};
-
 HubListener::HubListener(zmq::context_t& context, const ChannelConfig& config, Pacer& pacer)
-    : config_(config),
+    : RowListener(config.rank, config.world_size),
+      config_(config),
       context_(context),
       pacer_(pacer),
-      away_since_(Clock::now()),
-      ways_(static_cast<std::size_t>(config.world_size)) {
+      away_since_(Clock::now()) {
   for (int rank = 0; rank < config.world_size; ++rank) {
     ranks_.emplace(member(rank), rank);
   }
@@ -139,10 +81,6 @@ void HubListener::connect(const std::vector<PeerAddress>& /*addresses*/) {
   dialer_.emplace(context_, config_, Dialer::kRelay, config_.relay);
 }
 
-std::unique_ptr<Link> HubListener::dial(int peer, const std::string& /*endpoint*/) {
-  return std::make_unique<HubLink>(*this, peer);
-}
-
 void HubListener::append_poll_items(std::vector<zmq::pollitem_t>& items, bool /*watch_space*/) {
   if (dialer_) {
     const bool paced = pacer_.ready_at(config_.priority, Clock::now()) > Clock::now();
@@ -150,36 +88,9 @@ void HubListener::append_poll_items(std::vector<zmq::pollitem_t>& items, bool /*
   }
 }
 
-std::string HubListener::route(int peer) const {
-  return fmt::format("{}/{}", peer, ways_[static_cast<std::size_t>(peer)].connection);
-}
-
 std::optional<int> HubListener::authenticated(const std::string& route,
                                               const zmq::message_t& /*body*/) const {
-  int rank = -1;
-  std::from_chars(route.data(), route.data() + route.size(), rank);
-  return rank;
-}
-
-void HubListener::went_down(int peer) {
-  Way& to = way(peer);
-  if (!std::exchange(to.up, false)) {
-    return;
-  }
-  if (to.linked) {
-    to.changes.push_back(Link::Change::broke);
-  }
-  disconnects_ = disconnects_ || peer > config_.rank;
-}
-
-void HubListener::went_up(int peer) {
-  went_down(peer);
-  Way& to = way(peer);
-  to.up = true;
-  ++to.connection;
-  if (to.linked) {
-    to.changes.push_back(Link::Change::opened);
-  }
+  return peer_of(route);
 }
 
 void HubListener::all_down() {
@@ -232,18 +143,8 @@ bool HubListener::take(zmq::message_t& message, std::string& from, zmq::message_
       return false;
     case RelayKind::deliver: {
       const int rank = rank_of_member(what.member);
-      if (rank < 0 || !way(rank).up) {
-        return false;  // its session sends it again
-      }
-      if (rank > config_.rank) {
-        from = route(rank);
-        body.rebuild(what.rest.data(), what.rest.size());
-        return true;
-      }
-      if (way(rank).linked) {
-        way(rank).frames.emplace_back(what.rest.data(), what.rest.size());
-      }
-      return false;
+      // Of one that is not up, its session sends it again.
+      return rank >= 0 && is_up(rank) && sort(rank, what.rest, from, body);
     }
     default:
       return false;  // a ping, or what ranks say
@@ -263,15 +164,7 @@ bool HubListener::receive(std::string& from, zmq::message_t& body) {
   return false;
 }
 
-SendResult HubListener::send(const std::string& to, zmq::message_t& body) {
-  const int peer = authenticated(to, body).value_or(-1);
-  if (!way(peer).up || to != route(peer)) {
-    return SendResult::gone;
-  }
-  return queue(peer, body);
-}
-
-SendResult HubListener::queue(int peer, zmq::message_t& body) {
+SendResult HubListener::give(int peer, zmq::message_t& body) {
   if (!accepting_) {
     return SendResult::blocked;
   }
@@ -348,7 +241,7 @@ Deadline HubListener::flush(Deadline now) {
   }
   for (; sent_ < outgoing_.size(); ++sent_) {
     Outgoing& next = outgoing_[sent_];
-    const bool everyone = next.members.size() + 1 == ways_.size();
+    const bool everyone = next.members.size() + 1 == ranks_.size();
     std::ranges::sort(next.members);
     auto message = make_forward(everyone ? std::span<const std::uint16_t>{} : next.members,
                                 bytes_of(next.frame));
@@ -371,8 +264,6 @@ Deadline HubListener::flush(Deadline now) {
   accepting_ = outgoing_.empty();
   return wake;
 }
-
-bool HubListener::take_disconnects() { return std::exchange(disconnects_, false); }
 
 std::string HubListener::trouble(int /*peer*/, Deadline now) const {
   if (joined_) {

@@ -10,17 +10,16 @@
 #include <zmq.hpp>
 
 #include "transport/dialer.h"
-#include "transport/link.h"
 #include "transport/pacer.h"
 #include "transport/relay_frame.h"
+#include "transport/row_listener.h"
 
 namespace distro::transport {
 
 /// One connection to a relay in the place of those to all peers. Frames that are the same for
 /// several peers leave once. The relay tells who is there, and vouches for who sent what; what it
-/// loses, a restart of its own included, the sessions send again. The links that it makes refer to
-/// it. I/O thread.
-class HubListener final : public Listener {
+/// loses, a restart of its own included, the sessions send again. I/O thread.
+class HubListener final : public RowListener {
  public:
   /// `pacer` outlives it.
   HubListener(zmq::context_t& context, const ChannelConfig& config, Pacer& pacer);
@@ -30,11 +29,8 @@ class HubListener final : public Listener {
 
   [[nodiscard]] const std::string& endpoint() const noexcept override { return config_.relay; }
   void connect(const std::vector<PeerAddress>& addresses) override;
-  std::unique_ptr<Link> dial(int peer, const std::string& endpoint) override;
   void append_poll_items(std::vector<zmq::pollitem_t>& items, bool watch_space) override;
   bool receive(std::string& route, zmq::message_t& body) override;
-  SendResult send(const std::string& route, zmq::message_t& body) override;
-  bool take_disconnects() override;
   /// As the relay says, which has looked at the key where there are some.
   [[nodiscard]] std::optional<int> authenticated(const std::string& route,
                                                  const zmq::message_t& body) const override;
@@ -45,16 +41,6 @@ class HubListener final : public Listener {
   [[nodiscard]] std::string trouble(int peer, Deadline now) const override;
 
  private:
-  class HubLink;
-
-  struct Way {
-    bool up = false;
-    std::uint64_t connection = 0;  // counts up: each has a route of its own
-    bool linked = false;           // a link takes the rest
-    std::deque<Link::Change> changes;
-    std::deque<zmq::message_t> frames;
-  };
-
   // A frame that waits for the relay's connection, and for whom.
   struct Outgoing {
     std::uint64_t order = 0;
@@ -62,17 +48,13 @@ class HubListener final : public Listener {
     std::vector<std::uint16_t> members;
   };
 
-  [[nodiscard]] Way& way(int peer) { return ways_[static_cast<std::size_t>(peer)]; }
-  [[nodiscard]] std::string route(int peer) const;
   [[nodiscard]] std::uint16_t member(int rank) const;
   [[nodiscard]] int rank_of_member(std::uint32_t member) const;  // -1: none, or this rank
-  void went_up(int peer);
-  void went_down(int peer);
   void all_down();
   void on_changes(Deadline now);
   // True if it is a frame of a higher rank, for receive().
   bool take(zmq::message_t& message, std::string& from, zmq::message_t& body);
-  SendResult queue(int peer, zmq::message_t& body);
+  SendResult give(int peer, zmq::message_t& body) override;
   bool hand_over(zmq::message_t& message);
 
   const ChannelConfig& config_;
@@ -85,8 +67,6 @@ class HubListener final : public Listener {
   Deadline join_at_ = Deadline::max();  // when to say JOIN (again)
   Deadline away_since_{};               // not joined
   std::string refusal_;
-  std::vector<Way> ways_;  // by rank
-  bool disconnects_ = false;
   bool accepting_ = true;  // false: what was queued before goes first
   std::vector<Outgoing> outgoing_;
   std::size_t numbered_ = 0;  // of outgoing_: frames with a number
