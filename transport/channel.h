@@ -185,6 +185,10 @@ class Channel {
   /// before are taken. Returns at once.
   virtual void abort(int culprit, std::string_view reason) = 0;
 
+  /// Ask all peers for an answer, and wait until those that are connected have given one, or until
+  /// `until`. After abort(): a process that ends the moment it returns takes the news with it.
+  virtual void await_answers(Deadline until) noexcept = 0;
+
   /// The first rank known to be lost, with the reason; empty if there is none.
   [[nodiscard]] virtual std::optional<PeerLost> lost() const = 0;
 

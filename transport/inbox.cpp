@@ -80,7 +80,7 @@ void Inbox::set_state(int peer, PeerState state, Deadline now) {
 void Inbox::heard(int peer, Deadline now) {
   const std::lock_guard lock(mutex_);
   box(peer).last_heard = now;
-  if (suspecting_ > 0) {
+  if (listening_ > 0) {
     changed_.notify_all();
   }
 }
@@ -258,6 +258,18 @@ std::string Inbox::trouble(int peer) const {
   return box(peer).state == PeerState::away ? how_broken(peer) : "";
 }
 
+void Inbox::await_answers(Deadline asked, Deadline until) {
+  const auto silent = [&](const Box& peer) {
+    return peer.state == PeerState::connected && peer.last_heard < asked;
+  };
+  std::unique_lock lock(mutex_);
+  ++listening_;
+  while (!closed_ && Clock::now() < until && std::ranges::any_of(boxes_, silent)) {
+    changed_.wait_until(lock, until);
+  }
+  --listening_;
+}
+
 std::optional<PeerError> Inbox::suspect(Deadline asked, Deadline until) {
   const auto silent = [&](const Box& peer) {
     return peer.state == PeerState::connected && peer.last_heard < asked;
@@ -267,7 +279,7 @@ std::optional<PeerError> Inbox::suspect(Deadline asked, Deadline until) {
   };
   const auto beyond = [](const Box& peer) { return peer.state == PeerState::beyond; };
   std::unique_lock lock(mutex_);
-  ++suspecting_;
+  ++listening_;
   const auto wait = [&](Deadline end, const auto& doubt) {
     while (!first_lost_ && !closed_ && Clock::now() < end && std::ranges::any_of(boxes_, doubt)) {
       changed_.wait_until(lock, end);
@@ -278,7 +290,7 @@ std::optional<PeerError> Inbox::suspect(Deadline asked, Deadline until) {
     // Whose neighbour a rank beyond is may have to ask it first, just as long.
     wait(until + kPatienceBeyond * (until - asked), beyond);
   }
-  --suspecting_;
+  --listening_;
   if (first_lost_ || closed_) {
     return first_lost_;
   }

@@ -81,6 +81,8 @@ class Inbox {
   [[nodiscard]] std::string trouble(int peer) const;
   /// As Channel::suspect, of peers that were to answer a question put at `asked`.
   [[nodiscard]] std::optional<PeerError> suspect(Deadline asked, Deadline until);
+  /// As Channel::await_answers, to a question put at `asked`.
+  void await_answers(Deadline asked, Deadline until);
   /// Until set_closed, or false at the deadline.
   bool wait_closed(Deadline deadline);
 
@@ -115,7 +117,7 @@ class Inbox {
   std::string trouble_;
   int next_ = 0;  // the peer at which receive_any() looks first
   bool woken_ = false;
-  int suspecting_ = 0;  // threads in suspect(), which want to know of every frame
+  int listening_ = 0;  // threads that want to know of every frame
   bool closed_ = false;
 };
 

@@ -239,6 +239,21 @@ void ZmqChannel::abort(int culprit, std::string_view reason) {
       [mesh = parts.mesh.get(), first] { mesh->tell_lost(first.rank(), first.what()); });
 }
 
+void ZmqChannel::await_answers(Deadline until) noexcept {
+  if (closed_ || foreign() || !connected_) {
+    return;
+  }
+  Parts& parts = *parts_;
+  const auto asked = Clock::now();
+  try {
+    parts.service->post([mesh = parts.mesh.get()] { mesh->ask(); });
+    parts.inbox.await_answers(asked, until);
+  } catch (const std::exception& error) {
+    log(LogLevel::debug,
+        fmt::format("[distro rank {}] await answers: {}", parts.config.rank, error.what()));
+  }
+}
+
 std::optional<PeerLost> ZmqChannel::lost() const {
   return foreign() ? std::nullopt : parts_->inbox.lost();
 }

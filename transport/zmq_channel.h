@@ -34,6 +34,7 @@ class ZmqChannel final : public Channel {
   void wake() override;
   void abort(int culprit, std::string_view reason) override;
   [[nodiscard]] std::optional<PeerLost> lost() const override;
+  void await_answers(Deadline until) noexcept override;
   [[nodiscard]] std::optional<PeerError> suspect(Deadline until) const override;
   [[nodiscard]] std::string trouble(int peer) const override { return parts_->inbox.trouble(peer); }
   void set_timeout(std::chrono::milliseconds timeout) override;

@@ -36,6 +36,7 @@ void fail_inner(exchange::Group& group, const std::string& operation, const std:
 
 void fail_lost(exchange::Group& group, const std::string& operation,
                const transport::PeerError& lost) {
+  group.abort(lost.rank(), lost.what());
   fail(group, fmt::format("rank {}: {} failed because of rank {}: {}", group.rank(), operation,
                           lost.rank(), lost.what()));
 }
@@ -45,7 +46,6 @@ void translate(exchange::Group& group, const std::string& operation,
   try {
     work();
   } catch (const transport::PeerError& error) {
-    group.abort(error.rank(), error.what());
     fail_lost(group, operation, error);
   } catch (const transport::TransportError& error) {
     fail(group, fmt::format("{}: {}", operation, error.what()));

@@ -27,6 +27,7 @@ std::exception_ptr translated(exchange::Group& group, const std::string& operati
                              const std::string& reason);
 
 /// Throw c10::DistBackendError: a rank of the group is lost, so `operation` would wait in vain.
+/// The other ranks are told before.
 [[noreturn]] void fail_lost(exchange::Group& group, const std::string& operation,
                             const transport::PeerError& lost);
 

@@ -18,6 +18,11 @@ namespace {
 // DISTRO_DELAY=0). Lower warns of what works, higher is silent about what does not.
 constexpr std::uint32_t kLargestDelayedK = 48;
 
+// How long a rank that fails waits for the others to have heard why: its process may end the moment
+// it is told itself. Shorter: on a slow link they blame this rank instead of the culprit; longer:
+// beside a rank that hangs, the error comes so much later.
+constexpr std::chrono::milliseconds kTellTime{500};
+
 int threads(const Options& options, int local_ranks) {
   if (options.threads > 0) {
     return options.threads;
@@ -169,6 +174,10 @@ void Group::abort(int culprit, std::string_view reason) noexcept {
     channel_->abort(culprit, reason);
     if (exact_channel_) {
       exact_channel_->abort(culprit, reason);
+    }
+    if (!told_) {
+      told_ = true;
+      channel_->await_answers(transport::Clock::now() + kTellTime);
     }
   } catch (const std::exception& error) {
     log(transport::LogLevel::debug, error.what());

@@ -157,6 +157,7 @@ class Group {
   std::uint32_t modules_ = 0;  // guarded by mutex_
   std::function<void()> last_act_;
   std::atomic<bool> closed_{false};
+  bool told_ = false;  // the others have been told of a failure; guarded by channel_mutex_
   std::atomic<transport::Deadline> asked_in_vain_{transport::Deadline::min()};
   std::atomic<std::chrono::milliseconds> timeout_;
   FailureObserver failure_observer_;

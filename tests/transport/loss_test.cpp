@@ -1,4 +1,6 @@
 #include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <string>
@@ -114,6 +116,48 @@ TEST(Loss, LateDeliverySaysWhoAndForHowLong) {
         << what;
   }
   group.close_all();
+}
+
+// What multiprocessing does after an exception: no destructor runs.
+TEST(Loss, ARankThatFailsAndEndsAtOnceBlamesTheCulprit) {
+  for (int round = 0; round < 20; ++round) {
+    RankProcess process(config(Carrier::tcp, 0, 3), [](Channel& channel) {
+      channel.receive(1, in(seconds(5)));
+      channel.abort(2, "fire");
+      channel.await_answers(in(seconds(5)));
+    });
+    std::vector<PeerAddress> addresses{process.address()};
+    std::vector<std::unique_ptr<Channel>> others;
+    for (int rank = 1; rank < 3; ++rank) {
+      others.push_back(open_channel(config(Carrier::tcp, rank, 3)));
+      addresses.push_back(others.back()->address());
+    }
+    for (const auto& channel : others) {
+      channel->connect(addresses);
+    }
+    process.connect(addresses);
+    others[0]->send(0, shared_pattern(1, 1));
+    EXPECT_TRUE(loses(*others[0], 0, 2, "fire (told by rank 0)"));
+  }
+}
+
+TEST(Loss, NobodyIsAwaitedWhoDoesNotAnswer) {
+  RankProcess process(config(Carrier::tcp, 0, 2), [](Channel& channel) {
+    channel.send(1, shared_pattern(1, 1));
+    channel.receive(1, in(seconds(5)));
+    ::raise(SIGSTOP);
+  });
+  const auto channel = open_channel(config(Carrier::tcp, 1, 2));
+  channel->connect({process.address(), channel->address()});
+  process.connect({process.address(), channel->address()});
+  EXPECT_EQ(channel->receive(0, in(seconds(5))), pattern(1, 1));
+  channel->send(0, shared_pattern(1, 1));
+  int status = 0;
+  ASSERT_EQ(::waitpid(process.pid(), &status, WUNTRACED), process.pid());
+  const auto until = in(milliseconds(300));
+  channel->await_answers(until);
+  EXPECT_GE(Clock::now(), until);
+  process.kill();
 }
 
 class Abort : public testing::TestWithParam<Carrier> {};
