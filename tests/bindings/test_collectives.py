@@ -179,7 +179,12 @@ def _newer_names(rank: int, size: int) -> bool:
     return True
 
 
-@pytest.mark.skipif(not hasattr(dist, "gather_single"), reason="names of later torches")
+needs_newer_names = pytest.mark.skipif(
+    not hasattr(dist, "gather_single"), reason="names of later torches"
+)
+
+
+@needs_newer_names
 def test_the_newer_names_forward_to_the_older() -> None:
     run(2, _newer_names)
 

@@ -63,7 +63,7 @@ def _run(size: int, function: Callable[..., Any], *arguments: Any, **given: Any)
         (2, test_collectives._averages),
         (2, test_collectives._premultiplied),
         (3, test_collectives._exchanges),
-        (2, test_collectives._newer_names),
+        pytest.param(2, test_collectives._newer_names, marks=test_collectives.needs_newer_names),
         (2, test_collectives._functional),
         (4, test_groups._meshes),
         (3, test_lifecycle._several),
