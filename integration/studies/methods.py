@@ -1,0 +1,325 @@
+"""What participants exchange: distro's weights mode by its own codec, and what it is judged beside.
+
+A method sees the weights of all participants between the optimizer's step and the next forward, as
+a script's ranks meet in it, and changes them in place. It counts the bits of what a participant
+sends.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch_distro import _extension
+
+TILE = 4096
+
+
+class Method(ABC):
+    """An exchange between n participants.
+
+    Attributes:
+        bits: what one participant has sent so far.
+    """
+
+    def __init__(self) -> None:
+        self.bits = 0.0
+
+    @abstractmethod
+    def sync(self, weights: Sequence[Tensor]) -> None:
+        """Exchange; `weights` are [n, elements], one a tensor of the model."""
+
+    def reference(self, weights: Sequence[Tensor]) -> list[Tensor] | None:
+        """W, [elements] each; None where there is no such thing."""
+        return None
+
+
+class Alone(Method):
+    """Nothing is exchanged: the line that every exchange has to beat."""
+
+    def sync(self, weights: Sequence[Tensor]) -> None:
+        pass
+
+
+class Weights(Method):
+    """The weights mode, by the codec of the installed backend.
+
+    Args:
+        k: DISTRO_K.
+        value_bits: DISTRO_VALUE_BITS.
+        delay: DISTRO_DELAY.
+        gain: DISTRO_GAIN; default: sqrt n.
+        share: DISTRO_SHARE; default: gain / n.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[Tensor],
+        k: int = 6,
+        value_bits: int = 1,
+        delay: int = 1,
+        gain: float | None = None,
+        share: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.n, self.delay = len(weights[0]), delay
+        self.gain = math.sqrt(self.n) if gain is None else gain
+        self.share = self.gain / self.n if share is None else share
+        elements = [tensor[0].numel() for tensor in weights]
+        codec = _extension.extension().Codec
+        self.codecs = [codec(elements, k, value_bits) for _ in range(self.n)]
+        self.begun = False
+        self.in_flight: list[bytes] | None = None
+
+    def sync(self, weights: Sequence[Tensor]) -> None:
+        own = [[tensor[i] for tensor in weights] for i in range(self.n)]
+        if not self.begun:
+            for codec, x in zip(self.codecs, own, strict=True):
+                codec.begin(x)
+            self.begun = True
+            return
+        due, records = self.in_flight, []
+        for i, (codec, x) in enumerate(zip(self.codecs, own, strict=True)):
+            if self.delay == 1:
+                arrived = None if due is None else (due, i, self.gain)
+                made = codec.advance(x, arrived, self.share, self.share)
+            else:
+                made = codec.encode(x, self.share)
+            if isinstance(made, int):
+                raise FloatingPointError(f"a weight of tensor {made} is not finite")
+            records.append(made[0])
+        if self.delay == 1:
+            self.in_flight = records
+        else:
+            for i, (codec, x) in enumerate(zip(self.codecs, own, strict=True)):
+                codec.settle(x, (records, i, self.gain), self.share)
+        self.bits += 8 * sum(map(len, records)) / self.n
+
+    def reference(self, weights: Sequence[Tensor]) -> list[Tensor] | None:
+        state = self.codecs[0].state([tensor[0] for tensor in weights], self.share)
+        return [torch.tensor(reference) for reference, _ in state]
+
+
+def _top(values: Tensor, k: int, tile: int = TILE) -> tuple[Tensor, Tensor]:
+    """Of [n, elements], per tile the k largest by magnitude: (a mask, the tiles), padded."""
+    n, elements = values.shape
+    tiles = functional.pad(values, (0, -elements % tile)).view(n, -1, tile)
+    index = tiles.abs().topk(k, dim=2, sorted=False).indices
+    return torch.zeros_like(tiles, dtype=torch.bool).scatter_(2, index, True), tiles
+
+
+class _Flat(Method):
+    """Methods that see all weights as one [n, elements]; W is [elements]."""
+
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.sizes = [tensor[0].numel() for tensor in weights]
+        self.n, self.elements = len(weights[0]), sum(self.sizes)
+        self.w: Tensor | None = None
+        self.steps = 0
+
+    def sync(self, weights: Sequence[Tensor]) -> None:
+        x = torch.cat([tensor.view(self.n, -1) for tensor in weights], dim=1)
+        if self.w is None:
+            self.w = x[0].clone()
+            return
+        self.steps += 1
+        if self.exchange(x, self.w):
+            for tensor, new in zip(weights, x.split(self.sizes, dim=1), strict=True):
+                tensor.copy_(new.view(tensor.shape))
+
+    @abstractmethod
+    def exchange(self, x: Tensor, w: Tensor) -> bool:
+        """Change x and w in place; whether x has changed."""
+
+    def reference(self, weights: Sequence[Tensor]) -> list[Tensor] | None:
+        return None if self.w is None else list(self.w.split(self.sizes))
+
+
+class Rotating(_Flat):
+    """A share of 1: x = W + R, and only every c-th run of weights may be sent at a step.
+
+    All participants look at the same runs, one of c at each step, so that an index costs log2 c
+    bits less and a step touches 1/c of the memory. Of those, the `kept` part is sent, as signs.
+
+    Args:
+        c: steps until all weights had their turn.
+        run: consecutive weights that take turns together.
+        kept: part of what is looked at; default: as many bits as k = 6 of 4096 costs.
+        gain: default: sqrt n.
+        scale_elements: how many weights that are looked at share one 16-bit scale.
+    """
+
+    KEPT: ClassVar = {1: 0.00146, 2: 0.0037, 4: 0.0082, 8: 0.0177, 16: 0.042, 32: 0.104, 64: 0.296}
+
+    def __init__(
+        self,
+        weights: Sequence[Tensor],
+        c: int = 16,
+        run: int = 16,
+        kept: float | None = None,
+        gain: float | None = None,
+        scale_elements: int = 1024,
+    ) -> None:
+        super().__init__(weights)
+        self.c, self.kept = c, self.KEPT[c] if kept is None else kept
+        self.gain = math.sqrt(self.n) if gain is None else gain
+        self.scale_elements = scale_elements
+        turn = torch.arange(self.elements) // run % c
+        self.turns = [torch.nonzero(turn == i).flatten() for i in range(c)]
+        self.due: tuple[Tensor, Tensor] | None = None
+
+    def exchange(self, x: Tensor, w: Tensor) -> bool:
+        arrived = self.due
+        at = self.turns[self.steps % self.c]
+        r = x[:, at] - w[at]
+        mask, tiles = _top(r, round(self.kept * self.scale_elements), self.scale_elements)
+        magnitude = (tiles.abs() * mask).sum(2, keepdim=True) / mask.sum(2, keepdim=True)
+        q = (tiles.sign() * mask * magnitude).view(self.n, -1)[:, : len(at)]
+        self.due = (at, q)
+        if arrived is not None:  # its own is in x until the exchange is applied
+            then, sent = arrived
+            move = self.gain * sent.mean(0)
+            w[then] += move
+            x[:, then] += move - sent
+        p = self.kept
+        entropy = -p * math.log2(p) - (1 - p) * math.log2(1 - p) if p < 1 else 0.0
+        self.bits += len(at) * (entropy + p) + 16 * len(at) / self.scale_elements
+        return True
+
+
+class DiLoCo(_Flat):
+    """Every `every` steps the mean move, by Nesterov's momentum (arXiv 2311.08105).
+
+    Args:
+        every: steps between exchanges.
+        outer_lr, momentum: of the outer optimizer.
+        bits_each: of a sent weight; below 32 it is rounded to as many levels of its tile.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[Tensor],
+        every: int = 500,
+        outer_lr: float = 0.7,
+        momentum: float = 0.9,
+        bits_each: int = 32,
+    ) -> None:
+        super().__init__(weights)
+        self.every, self.outer_lr, self.momentum, self.bits_each = (
+            every, outer_lr, momentum, bits_each,
+        )  # fmt: skip
+        self.velocity = torch.zeros(self.elements)
+
+    def exchange(self, x: Tensor, w: Tensor) -> bool:
+        if self.steps % self.every:
+            return False
+        moves = x - w
+        if self.bits_each < 32:
+            tiles = functional.pad(moves, (0, -self.elements % TILE)).view(self.n, -1, TILE)
+            step = tiles.abs().amax(2, keepdim=True) / (2 ** (self.bits_each - 1) - 0.5)
+            tiles = ((tiles / step - 0.5).round() + 0.5) * step
+            moves = tiles.nan_to_num().view(self.n, -1)[:, : self.elements]
+        mean = moves.mean(0)
+        self.velocity = self.momentum * self.velocity + mean
+        w += self.outer_lr * (mean + self.momentum * self.velocity)
+        x.copy_(w.expand_as(x))
+        self.bits += self.elements * self.bits_each
+        return True
+
+
+class SparseLoCo(_Flat):
+    """Every `every` steps the k largest of each tile of 4096, as 2 bits, with error feedback
+    (arXiv 2508.15706).
+
+    Args:
+        every: steps between exchanges.
+        k: entries of 4096.
+        decay: of what was not sent.
+        outer_lr: of the mean.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[Tensor],
+        every: int = 30,
+        k: int = 64,
+        decay: float = 0.95,
+        outer_lr: float = 1.0,
+    ) -> None:
+        super().__init__(weights)
+        self.every, self.k, self.decay, self.outer_lr = every, k, decay, outer_lr
+        self.residual = torch.zeros(self.n, self.elements)
+
+    def exchange(self, x: Tensor, w: Tensor) -> bool:
+        if self.steps % self.every:
+            return False
+        self.residual = self.decay * self.residual + (x - w)
+        mask, tiles = _top(self.residual, self.k)
+        # Two levels a sign, at the means of the smaller and of the larger half.
+        size = tiles.abs() * mask
+        middle = size.sum(2, keepdim=True) / mask.sum(2, keepdim=True)
+        q = torch.zeros_like(tiles)
+        for part in (mask & (size <= middle), mask & (size > middle)):
+            level = (size * part).sum(2, keepdim=True) / part.sum(2, keepdim=True).clamp(min=1)
+            q += part * level
+        sent = (q * tiles.sign()).view(self.n, -1)[:, : self.elements]
+        self.residual -= sent
+        w += self.outer_lr * sent.mean(0)
+        x.copy_(w.expand_as(x))
+        choices = math.lgamma(TILE + 1) - math.lgamma(self.k + 1) - math.lgamma(TILE - self.k + 1)
+        self.bits += self.elements / TILE * (choices / math.log(2) + 2 * self.k)
+        return True
+
+
+class Sparta(_Flat):
+    """At each step a shared random part of the weights becomes its mean (EXO labs, 2025).
+
+    Args:
+        part: of the weights.
+        seed: of the choice.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], part: float = 0.0006, seed: int = 1) -> None:
+        super().__init__(weights)
+        self.chosen = max(1, round(part * self.elements))
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def exchange(self, x: Tensor, w: Tensor) -> bool:
+        at = torch.randperm(self.elements, generator=self.generator)[: self.chosen]
+        x[:, at] = x[:, at].mean(0)
+        self.bits += 32 * self.chosen
+        return True
+
+    def reference(self, weights: Sequence[Tensor]) -> list[Tensor] | None:
+        return None
+
+
+METHODS: dict[str, Callable[..., Method]] = {
+    "alone": lambda _weights: Alone(),
+    "weights": Weights,
+    "rotating": Rotating,
+    "diloco": DiLoCo,
+    "sparseloco": SparseLoCo,
+    "sparta": Sparta,
+}
+"""Name -> what makes the method, from the weights and the settings of the method."""
+
+
+def make(
+    name: str, weights: Sequence[Tensor], settings: dict[str, Any], normalises: bool
+) -> Method:
+    """The method of this name.
+
+    Args:
+        normalises: whether the optimizer's steps have a length of their own, as Adam's; where they
+            have not, as SGD's, the backend's own gain is 1.
+    """
+    if name in ("weights", "rotating") and not normalises:
+        settings = {"gain": 1.0, **settings}
+    return METHODS[name](weights, **settings)

@@ -1,0 +1,90 @@
+"""The studies' harness on trainings that take seconds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+STUDIES = Path(__file__).resolve().parents[2] / "integration" / "studies"
+SMALL = {
+    "task_settings.width": 32,
+    "task_settings.layers": 1,
+    "task_settings.heads": 2,
+    "task_settings.block": 16,
+    "participants": 2,
+    "batch": 2,
+    "steps": 12,
+    "warmup": 2,
+    "evaluations": 2,
+}
+
+
+def study(*arguments: str | Path) -> str:
+    command = [sys.executable, str(STUDIES / "study.py"), *map(str, arguments)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+def results_of(grid: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    path = folder / "grid.json"
+    path.write_text(json.dumps(grid))
+    study("run", path, "--results", folder)
+    return [json.loads(line) for line in (folder / "grid.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("studies")
+    methods = ["dense", "alone", "weights", "rotating", "sparta", "diloco", "sparseloco"]
+    results_of([{**SMALL, "method": methods}], folder)
+    return folder
+
+
+def test_a_grid_is_made_once(folder: Path) -> None:
+    before = (folder / "grid.jsonl").read_text()
+    assert len(before.splitlines()) == 7
+    study("run", folder / "grid.json", "--results", folder)
+    assert (folder / "grid.jsonl").read_text() == before
+
+
+def test_the_table_sets_each_method_beside_dense(folder: Path) -> None:
+    table = study("table", folder / "grid.jsonl")
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[0] for row in rows[1:3]] == ["| dense", "| alone"]
+    assert len(rows) == 8
+    assert all("%" in row for row in rows[1:])
+
+
+def test_curves_are_drawn(folder: Path) -> None:
+    study("plot", folder / "grid.jsonl", "--out", folder / "curves.png")
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_participants_in_one_process_train_as_ranks_do(tmp_path: Path) -> None:
+    results = results_of(
+        [
+            {**SMALL, "method": ["dense", "weights"], "engine": ["participants", "processes"]},
+            {**SMALL, "method": "weights", "engine": ["participants", "processes"],
+             "method_settings.delay": 0, "method_settings.k": 512},
+        ],
+        tmp_path,
+    )  # fmt: skip
+    by: dict[str, dict[str, Any]] = defaultdict(dict)
+    for r in results:
+        name = json.dumps([r["run"]["method"], r["run"]["method_settings"]])
+        by[name][r["run"]["engine"]] = r
+    assert len(by) == 3
+    for pair in by.values():
+        own, real = pair["participants"], pair["processes"]
+        assert own["parameters"] == real["parameters"]
+        assert own["final"]["x"] == pytest.approx(real["final"]["x"], abs=1e-4)
+        assert own["final"].get("mean") == pytest.approx(real["final"].get("mean"), abs=1e-4)
+        # Real records have an envelope.
+        assert own["bits_a_parameter_and_step"] <= real["bits_a_parameter_and_step"]
