@@ -18,9 +18,9 @@ namespace py = pybind11;
 namespace distro::bindings {
 namespace {
 
-// (records of all participants, the index of the own one, gain); every participant has the same
-// weight.
-using Arrived = std::tuple<std::vector<std::string>, std::size_t, float>;
+// (records of all participants, the index of the own one, gain, the number of the exchange); every
+// participant has the same weight.
+using Arrived = std::tuple<std::vector<std::string>, std::size_t, float, std::uint64_t>;
 using Tensors = std::vector<at::Tensor>;
 
 py::bytes bytes_of(const std::vector<std::byte>& record) {
@@ -31,9 +31,9 @@ py::bytes bytes_of(const std::vector<std::byte>& record) {
 class Codec {
  public:
   Codec(const std::vector<std::size_t>& elements, std::uint32_t k, std::uint32_t value_bits,
-        const std::optional<at::Device>& device) {
+        const std::optional<at::Device>& device, std::size_t turns) {
     const plugins::WeightsConfig config{k, value_bits, kernels::best_isa()};
-    plugins::Geometry geometry(elements);
+    plugins::Geometry geometry(elements, turns);
     codec_ = device ? c10d_backend::device_codecs(*device)(std::move(geometry), config)
                     : plugins::make_host_codec(std::move(geometry), config);
   }
@@ -41,14 +41,14 @@ class Codec {
   std::optional<std::size_t> begin(const Tensors& x) { return codec_->begin(views(x)); }
 
   // (record, or the first non-finite tensor; mean move)
-  py::object advance(const Tensors& x, const std::optional<Arrived>& arrived, float share_before,
-                     float share_after) {
+  py::object advance(const Tensors& x, std::uint64_t number, const std::optional<Arrived>& arrived,
+                     float share_before, float share_after) {
     const Exchange exchange(*codec_, arrived);
-    return outcome(codec_->advance(views(x), exchange.due(), share_before, share_after));
+    return outcome(codec_->advance(views(x), number, exchange.due(), share_before, share_after));
   }
 
-  py::object encode(const Tensors& x, float share_before) {
-    return outcome(codec_->encode(views(x), share_before));
+  py::object encode(const Tensors& x, std::uint64_t number, float share_before) {
+    return outcome(codec_->encode(views(x), number, share_before));
   }
 
   void settle(const Tensors& x, const Arrived& arrived, float share_after) {
@@ -76,7 +76,9 @@ class Codec {
     codec_->rehash();
   }
 
-  py::bytes empty_record() const { return bytes_of(codec_->empty_record()); }
+  py::bytes empty_record(std::uint64_t number) const {
+    return bytes_of(codec_->empty_record(number));
+  }
   std::uint64_t checksum() const { return codec_->checksum(); }
 
  private:
@@ -86,9 +88,9 @@ class Codec {
       if (!arrived) {
         return;
       }
-      const auto& [bodies, own, gain] = *arrived;
+      const auto& [bodies, own, gain, number] = *arrived;
       for (const auto& body : bodies) {
-        records_.push_back(codec.parse(std::as_bytes(std::span(body))));
+        records_.push_back(codec.parse(std::as_bytes(std::span(body)), number));
       }
       for (const auto& record : records_) {
         contributions_.push_back({&record, 1.0F / static_cast<float>(records_.size())});
@@ -122,10 +124,13 @@ class Codec {
 }  // namespace
 
 void bind_codec(py::module_& module) {
+  module.def("default_turns", &plugins::default_turns, py::arg("k"),
+             "Turns that weights take where Options.turns is auto; for studies.");
   py::class_<Codec>(module, "Codec", "The weights mode codec of one module; for tests.")
       .def(py::init<const std::vector<std::size_t>&, std::uint32_t, std::uint32_t,
-                    const std::optional<at::Device>&>(),
-           py::arg("elements"), py::arg("k"), py::arg("value_bits"), py::arg("device") = py::none())
+                    const std::optional<at::Device>&, std::size_t>(),
+           py::arg("elements"), py::arg("k"), py::arg("value_bits"), py::arg("device") = py::none(),
+           py::arg("turns") = 1)
       .def("begin", &Codec::begin)
       .def("advance", &Codec::advance)
       .def("encode", &Codec::encode)

@@ -84,7 +84,7 @@ std::vector<float> values_of(const at::Tensor& tensor) {
   return {data, data + flat.numel()};
 }
 
-// reference, residual: flat fp32 tensors by parameter; exchanges; share.
+// reference, residual: flat fp32 tensors by parameter; exchanges; share; mean_at.
 py::dict state_of(ModuleSynchroniser& synchroniser) {
   distro::exchange::ModuleState state;
   {
@@ -102,12 +102,14 @@ py::dict state_of(ModuleSynchroniser& synchroniser) {
   result["residual"] = residual;
   result["exchanges"] = state.exchanges;
   result["share"] = state.share;
+  result["mean_at"] = state.mean_at;
   return result;
 }
 
 void load(ModuleSynchroniser& synchroniser, const std::vector<at::Tensor>& reference,
-          const std::vector<at::Tensor>& residual, std::uint64_t exchanges, float share) {
-  distro::exchange::ModuleState state{{}, {}, exchanges, share};
+          const std::vector<at::Tensor>& residual, std::uint64_t exchanges, float share,
+          std::uint64_t mean_at) {
+  distro::exchange::ModuleState state{{}, {}, exchanges, share, mean_at};
   for (const auto& tensor : reference) {
     state.reference.push_back(values_of(tensor));
   }
@@ -384,7 +386,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
                              py::cpp_function(&ModuleSynchroniser::checksum, release_gil()))
       .def("state", &state_of)
       .def("load", &load, py::arg("reference"), py::arg("residual"), py::arg("exchanges"),
-           py::arg("share"));
+           py::arg("share"), py::arg("mean_at"));
 
   distro::bindings::bind_codec(module);
 }

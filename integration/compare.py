@@ -63,7 +63,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     backends = ("gloo", "distro", "alone")
     add("--backends", nargs="+", choices=backends, default=backends)
     add("--ranks", type=int, default=4)
-    add("--k", type=int, nargs="+", default=[6], help="one distro run for each DISTRO_K")
+    add("--k", type=int, nargs="+", default=[10], help="one distro run for each DISTRO_K")
     add("--out", type=Path, default=ROOT / "runs" / "quickstart")
     add("--timeout", type=float, default=1800, help="seconds after which a run has failed")
     return parser.parse_known_args()

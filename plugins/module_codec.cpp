@@ -26,9 +26,13 @@ void check(const Geometry& geometry, const Due& due) {
     throw std::invalid_argument(
         fmt::format("own contribution {} of {}", due.own, due.contributions.size()));
   }
+  if (due.contributions[due.own].record == nullptr) {
+    throw std::invalid_argument("the own contribution's record is missing");
+  }
   for (const Contribution& contribution : due.contributions) {
-    if (contribution.record == nullptr ||
-        contribution.record->first.size() != geometry.tiles().size() + 1) {
+    if (contribution.record == nullptr || contribution.record->turn != due.turn() ||
+        contribution.record->turn >= geometry.turns() ||
+        contribution.record->first.size() != geometry.tiles(due.turn()).size() + 1) {
       throw std::invalid_argument("a contribution's record is missing or of another geometry");
     }
   }

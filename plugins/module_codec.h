@@ -20,23 +20,26 @@ namespace distro::plugins {
 /// How the codec of one module works; the same on all ranks but for isa and arena, which change no
 /// bit.
 struct WeightsConfig {
-  std::uint32_t k = 6;           ///< Entries kept per 4096.
+  std::uint32_t k = 6;           ///< Entries kept per 4096 weights.
   std::uint32_t value_bits = 1;  ///< 1: sign x shared scale; 32: exact fp32 values.
   kernels::Isa isa = kernels::Isa::scalar;
   tbb::task_arena* arena = nullptr;  ///< Where its tasks run; null: the caller's. Outlives it.
 };
 
-/// An exchange that is due: what every participant sent, in participant order.
+/// An exchange that is due: what every participant sent, in participant order. All records are of
+/// one turn.
 struct Due {
   std::span<const Contribution> contributions;
   std::size_t own = 0;  ///< Which contribution is this participant's.
   float gain = 1.0F;    ///< W += gain * sum of weight * q.
+
+  [[nodiscard]] std::size_t turn() const noexcept { return contributions[own].record->turn; }
 };
 
 /// What one step saw and made.
 struct Step {
   std::vector<std::byte> record;  ///< The record's body, ready for the wire.
-  double move_mean = 0.0;         ///< Mean |move| over all weights.
+  double move_mean = 0.0;         ///< Mean |move| of a weight that was looked at, in a step.
   /// First tensor with a non-finite weight. Then the record is empty and W, R and x are as they
   /// were.
   std::optional<std::size_t> non_finite;
@@ -55,7 +58,11 @@ struct TensorState {
 ///
 /// State, fp32, one value a weight: W, the same bits on every rank; R, what this participant moved
 /// that is not in W yet, *entries in flight included* (they leave R when their exchange is
-/// applied), so that between calls x = W + share * R holds for every entry whatever the delay.
+/// applied), so that x = W + share * R holds for every entry whenever a call has left it, whatever
+/// the delay.
+///
+/// Where the geometry has several turns, exchange `number` looks at the weights of its turn only,
+/// and the others keep what the optimizer does to them in full until they are looked at.
 ///
 /// Calls run on the caller's thread, with tasks in the config's arena. Not thread-safe but for
 /// parse(): one call at a time. No call changes W but begin(), settle(), apply(), advance() and
@@ -77,16 +84,18 @@ class ModuleCodec {
   /// then as it was).
   virtual std::optional<std::size_t> begin(Views x) = 0;
 
-  /// Delay 1, one pass: absorb the optimizer's move (x was left at W + share_before * R), apply the
-  /// exchange that is due (null: none), select and encode, leave x = W + share_after * R.
-  virtual Step advance(Views x, const Due* due, float share_before, float share_after) = 0;
+  /// Delay 1, exchange `number`: absorb the optimizer's move (x was left at W + share_before * R),
+  /// apply the exchange that is due (null: none), select and encode, leave x = W + share_after * R.
+  virtual Step advance(Views x, std::uint64_t number, const Due* due, float share_before,
+                       float share_after) = 0;
 
   /// As advance(), but nothing is selected: another rank with the same x sends for this one. The
   /// step's record is empty.
-  virtual Step follow(Views x, const Due* due, float share_before, float share_after) = 0;
+  virtual Step follow(Views x, std::uint64_t number, const Due* due, float share_before,
+                      float share_after) = 0;
 
   /// Delay 0, first half: absorb, select and encode. x is not written.
-  virtual Step encode(Views x, float share_before) = 0;
+  virtual Step encode(Views x, std::uint64_t number, float share_before) = 0;
 
   /// Delay 0, second half: apply the exchange, leave x = W + share_after * R.
   virtual void settle(Views x, const Due& due, float share_after) = 0;
@@ -98,12 +107,13 @@ class ModuleCodec {
   /// x = W + share * R.
   virtual void leave(Views x, float share) = 0;
 
-  /// The body of a record that sends nothing.
-  [[nodiscard]] virtual std::vector<std::byte> empty_record() const = 0;
+  /// The body of a record of exchange `number` that sends nothing.
+  [[nodiscard]] virtual std::vector<std::byte> empty_record(std::uint64_t number) const = 0;
 
-  /// Check and unpack a record body that a peer sent (or the own one). Throws RecordError on any
-  /// malformed byte.
-  [[nodiscard]] virtual ParsedRecord parse(std::span<const std::byte> body) const = 0;
+  /// Check and unpack the body of a record of exchange `number` that a peer sent (or the own one).
+  /// Throws RecordError on any malformed byte.
+  [[nodiscard]] virtual ParsedRecord parse(std::span<const std::byte> body,
+                                           std::uint64_t number) const = 0;
 
   /// Checksum over all of W, kept up to date entry by entry.
   [[nodiscard]] virtual std::uint64_t checksum() const noexcept = 0;

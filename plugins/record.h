@@ -24,6 +24,7 @@ struct ParsedRecord {
   std::vector<std::uint32_t> first;
   std::vector<std::uint16_t> index;  ///< Within the tile.
   std::vector<float> value;          ///< q.
+  std::size_t turn = 0;              ///< Whose tiles they are of.
 
   /// The entries of one tile.
   [[nodiscard]] std::span<const std::uint16_t> indices(std::size_t tile) const noexcept {

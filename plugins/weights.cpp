@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <limits>
 #include <utility>
 
@@ -20,24 +21,70 @@ constexpr std::size_t kNone = std::numeric_limits<std::size_t>::max();
 struct RunResult {
   double moved = 0.0;
   std::uint64_t checksum = 0;  ///< Change, or for a dense pass the sum.
-  std::size_t non_finite = kNone;
+};
+
+// Weights that one task looks at for non-finite ones. Fewer: the tasks cost more than they do;
+// more: threads wait for the last one.
+constexpr std::size_t kBlockElements = 16 * kernels::kTileElements;
+
+/// Consecutive weights of a tensor.
+struct Block {
+  std::size_t tensor = 0;
+  std::size_t begin = 0;
+  std::size_t elements = 0;
 };
 
 }  // namespace
+
+std::uint32_t kept_of_turn(std::uint32_t k, std::size_t turns) noexcept {
+  const std::size_t kept = k * turns;
+  return static_cast<std::uint32_t>(std::min(kept, kernels::kTileElements));
+}
+
+std::size_t default_turns(std::uint32_t k) noexcept {
+  constexpr std::size_t kMost = 16;
+  constexpr std::size_t kMostKept = kernels::kTileElements / 16;
+  std::size_t turns = 1;
+  while (turns < kMost && 2 * turns * k <= kMostKept) {
+    turns *= 2;
+  }
+  return turns;
+}
+
+double mean_move(const Geometry& geometry, std::uint64_t number, double sum) noexcept {
+  const auto elements =
+      static_cast<double>(std::max<std::size_t>(geometry.elements(geometry.turn_of(number)), 1));
+  const auto steps = static_cast<double>(std::clamp<std::uint64_t>(number, 1, geometry.turns()));
+  return sum / elements / steps;
+}
 
 struct WeightsCodec::State {
   State(Geometry cut, WeightsConfig how)
       : geometry(std::move(cut)),
         kernels(kernels::table(how.isa)),
         arena(how.arena),
-        coder(geometry.layout(), {how.k, how.value_bits}),
         w(geometry.elements()),
-        r(geometry.elements()),
-        staging(coder.staging_bytes()),
-        bits(geometry.runs().size()),
-        results(geometry.runs().size()) {}
+        r(geometry.elements()) {
+    std::size_t most_runs = 0;
+    std::size_t most_staged = 0;
+    for (std::size_t turn = 0; turn < geometry.turns(); ++turn) {
+      coders.emplace_back(geometry.layout(turn),
+                          RecordFormat{kept_of_turn(how.k, geometry.turns()), how.value_bits});
+      most_runs = std::max(most_runs, geometry.runs(turn).size());
+      most_staged = std::max(most_staged, coders.back().staging_bytes());
+    }
+    for (std::size_t tensor = 0; tensor < geometry.tensors(); ++tensor) {
+      const std::size_t n = geometry.tensor_elements(tensor);
+      for (std::size_t begin = 0; begin < n; begin += kBlockElements) {
+        blocks.push_back({tensor, begin, std::min(kBlockElements, n - begin)});
+      }
+    }
+    staging.resize(most_staged);
+    bits.resize(most_runs);
+    results.resize(most_runs);
+  }
 
-  /// What one pass over the tiles does; null parts are left out.
+  /// What one pass over the tiles of a turn does; null parts are left out.
   struct Pass {
     std::span<const TensorView> x;
     const float* absorb = nullptr;  ///< share before
@@ -46,20 +93,31 @@ struct WeightsCodec::State {
     const float* restore = nullptr;  ///< share after
   };
 
+  /// Of all weights, whosever turn it is: a weight that is not finite spreads within a step, and
+  /// where it was first would not be known any more.
   [[nodiscard]] std::optional<std::size_t> find_non_finite(std::span<const TensorView> x);
   /// Per tile: absorb, apply, select, restore. Adds up the checksum; returns the sum of |move|.
-  double run(const Pass& pass);
-  void run_tiles(const Pass& pass, std::size_t run);
-  [[nodiscard]] Step step(const Pass& pass);
-  [[nodiscard]] std::optional<std::size_t> first_non_finite() const noexcept;
-  /// Runs task(run, result) for every run of tiles.
+  double run(std::size_t turn, const Pass& pass);
+  void run_tiles(std::size_t turn, const Pass& pass, std::size_t run);
+  [[nodiscard]] Step step(std::uint64_t number, const Pass& pass);
+  /// Runs task(tile, number of the tile in its turn, result of its run) for every tile of a turn.
   template <class Task>
-  void for_each_run(const Task& task);
+  void for_each_tile(std::size_t turn, const Task& task);
+  template <class Task>
+  void for_each_run(std::size_t turn, const Task& task);
+  /// A copy of values in the flat order, in the order of the tensor's elements.
+  [[nodiscard]] std::vector<float> of_tensor(std::size_t tensor,
+                                             const std::vector<float>& values) const;
+  void to_tensor(std::size_t tensor, std::span<const float> from, std::vector<float>& values) const;
+  /// Calls visit(first element in the tensor, first in the flat order, elements).
+  template <class Visit>
+  void for_each_stretch_of(std::size_t tensor, const Visit& visit) const;
 
   Geometry geometry;
   const kernels::KernelTable& kernels;
   tbb::task_arena* arena;
-  RecordCoder coder;
+  std::vector<RecordCoder> coders;  // by turn
+  std::vector<Block> blocks;
   std::vector<float> w;
   std::vector<float> r;
   std::uint64_t checksum = 0;
@@ -70,9 +128,9 @@ struct WeightsCodec::State {
 };
 
 template <class Task>
-void WeightsCodec::State::for_each_run(const Task& task) {
+void WeightsCodec::State::for_each_run(std::size_t turn, const Task& task) {
   in_arena(arena, [&] {
-    parallel_for(geometry.runs().size(), [&](std::size_t run) {
+    parallel_for(geometry.runs(turn).size(), [&](std::size_t run) {
       const DefaultFloatEnvironment environment;
       results[run] = {};
       task(run, results[run]);
@@ -80,39 +138,51 @@ void WeightsCodec::State::for_each_run(const Task& task) {
   });
 }
 
-std::optional<std::size_t> WeightsCodec::State::first_non_finite() const noexcept {
-  std::size_t first = kNone;
-  for (const RunResult& result : results) {
-    first = std::min(first, result.non_finite);
-  }
-  return first == kNone ? std::nullopt : std::optional(first);
+template <class Task>
+void WeightsCodec::State::for_each_tile(std::size_t turn, const Task& task) {
+  for_each_run(turn, [&](std::size_t run, RunResult& result) {
+    const TileRun& tiles = geometry.runs(turn)[run];
+    for (std::size_t t = tiles.first_tile; t < tiles.first_tile + tiles.tiles; ++t) {
+      task(geometry.tiles(turn)[t], t, result);
+    }
+  });
 }
 
 std::optional<std::size_t> WeightsCodec::State::find_non_finite(std::span<const TensorView> x) {
-  for_each_run([&](std::size_t run, RunResult& result) {
-    const TileRun& tiles = geometry.runs()[run];
-    for (const Tile& tile : geometry.tiles().subspan(tiles.first_tile, tiles.tiles)) {
-      if (const auto bad = non_finite_in_tile(kernels, geometry.segments(tile), x)) {
-        result.non_finite = std::min(result.non_finite, *bad);
+  std::atomic<std::size_t> first{kNone};
+  in_arena(arena, [&] {
+    parallel_for(blocks.size(), [&](std::size_t i) {
+      const DefaultFloatEnvironment environment;
+      const Block& block = blocks[i];
+      const TensorView& tensor = x[block.tensor];
+      bool finite = true;
+      for (std::size_t done = 0; finite && done < block.elements; done += kernels::kTileElements) {
+        const std::size_t n = std::min(kernels::kTileElements, block.elements - done);
+        finite = kernels.finite(tensor.dtype, address(tensor, block.begin + done), n);
       }
-    }
+      if (!finite) {
+        std::size_t before = first.load();
+        while (block.tensor < before && !first.compare_exchange_weak(before, block.tensor)) {
+        }
+      }
+    });
   });
-  return first_non_finite();
+  return first == kNone ? std::nullopt : std::optional(first.load());
 }
 
-void WeightsCodec::State::run_tiles(const Pass& pass, std::size_t run) {
-  const TileRun& tiles = geometry.runs()[run];
+void WeightsCodec::State::run_tiles(std::size_t turn, const Pass& pass, std::size_t run) {
+  const TileRun& tiles = geometry.runs(turn)[run];
+  const RecordCoder& coder = coders[turn];
   RunResult& result = results[run];
   RunWriter writer = coder.writer(run, staging);
   kernels::SparseSum sum;
   std::array<std::uint16_t, kernels::kTileElements> index{};
   for (std::size_t t = tiles.first_tile; t < tiles.first_tile + tiles.tiles; ++t) {
-    const Tile& tile = geometry.tiles()[t];
-    const std::span<const Segment> segments = geometry.segments(tile);
+    const Tile& tile = geometry.tiles(turn)[t];
     float* const tile_w = w.data() + tile.begin;
     float* const tile_r = r.data() + tile.begin;
     if (pass.absorb != nullptr) {
-      result.moved += absorb_tile(kernels, segments, pass.x, tile_w, tile_r, *pass.absorb);
+      result.moved += absorb_tile(kernels, geometry, tile, pass.x, tile_w, tile_r, *pass.absorb);
     }
     if (pass.due != nullptr) {
       result.checksum += apply_tile(*pass.due, t, tile.begin, tile_w, tile_r, sum);
@@ -123,7 +193,7 @@ void WeightsCodec::State::run_tiles(const Pass& pass, std::size_t run) {
       writer.add(std::span(index).first(count), tile_r);
     }
     if (pass.restore != nullptr) {
-      restore_tile(kernels, segments, pass.x, tile_w, tile_r, *pass.restore);
+      restore_tile(kernels, geometry, tile, pass.x, tile_w, tile_r, *pass.restore);
     }
   }
   if (pass.select) {
@@ -131,30 +201,66 @@ void WeightsCodec::State::run_tiles(const Pass& pass, std::size_t run) {
   }
 }
 
-double WeightsCodec::State::run(const Pass& pass) {
-  for_each_run([&](std::size_t run, RunResult&) { run_tiles(pass, run); });
+double WeightsCodec::State::run(std::size_t turn, const Pass& pass) {
+  for_each_run(turn, [&](std::size_t run, RunResult&) { run_tiles(turn, pass, run); });
   double moved = 0.0;
-  for (const RunResult& result : results) {
-    moved += result.moved;
-    checksum += result.checksum;
+  for (std::size_t run = 0; run < geometry.runs(turn).size(); ++run) {
+    moved += results[run].moved;
+    checksum += results[run].checksum;
   }
   return moved;
 }
 
-Step WeightsCodec::State::step(const Pass& pass) {
+Step WeightsCodec::State::step(std::uint64_t number, const Pass& pass) {
+  const std::size_t turn = geometry.turn_of(number);
+  // The weights of the exchange that is due had the turn before.
+  const bool two_turns = pass.due != nullptr && pass.due->turn() != turn;
   Step step;
   step.non_finite = find_non_finite(pass.x);
   if (step.non_finite) {
     return step;
   }
-  const double moved = run(pass);
-  if (geometry.elements() > 0) {
-    step.move_mean = moved / static_cast<double>(geometry.elements());
+  Pass of_turn = pass;
+  if (two_turns) {
+    run(pass.due->turn(), {pass.x, pass.absorb, pass.due, false, pass.restore});
+    of_turn.due = nullptr;
   }
+  step.move_mean = mean_move(geometry, number, run(turn, of_turn));
   if (pass.select) {
-    step.record = in_arena(arena, [&] { return coder.assemble(staging, bits); });
+    step.record = in_arena(arena, [&] {
+      return coders[turn].assemble(staging, std::span(bits).first(geometry.runs(turn).size()));
+    });
   }
   return step;
+}
+
+template <class Visit>
+void WeightsCodec::State::for_each_stretch_of(std::size_t tensor, const Visit& visit) const {
+  for (const Tile& tile : geometry.tiles()) {
+    for (const Segment& segment : geometry.segments(tile)) {
+      if (segment.tensor == tensor) {
+        geometry.for_each_stretch(segment, [&](std::size_t at, std::size_t j, std::size_t n) {
+          visit(at, tile.begin + j, n);
+        });
+      }
+    }
+  }
+}
+
+std::vector<float> WeightsCodec::State::of_tensor(std::size_t tensor,
+                                                  const std::vector<float>& values) const {
+  std::vector<float> copy(geometry.tensor_elements(tensor));
+  for_each_stretch_of(tensor, [&](std::size_t at, std::size_t flat, std::size_t n) {
+    std::copy_n(values.data() + flat, n, copy.data() + at);
+  });
+  return copy;
+}
+
+void WeightsCodec::State::to_tensor(std::size_t tensor, std::span<const float> from,
+                                    std::vector<float>& values) const {
+  for_each_stretch_of(tensor, [&](std::size_t at, std::size_t flat, std::size_t n) {
+    std::copy_n(from.data() + at, n, values.data() + flat);
+  });
 }
 
 WeightsCodec::WeightsCodec(Geometry geometry, WeightsConfig config)
@@ -176,93 +282,93 @@ std::optional<std::size_t> WeightsCodec::begin(Views x) {
   if (const auto bad = state.find_non_finite(x)) {
     return bad;
   }
-  state.for_each_run([&](std::size_t run, RunResult&) {
-    const TileRun& tiles = state.geometry.runs()[run];
-    for (const Tile& tile : state.geometry.tiles().subspan(tiles.first_tile, tiles.tiles)) {
-      adopt_tile(state.kernels, state.geometry.segments(tile), x, state.w.data() + tile.begin);
+  for (std::size_t turn = 0; turn < state.geometry.turns(); ++turn) {
+    state.for_each_tile(turn, [&](const Tile& tile, std::size_t, RunResult&) {
+      adopt_tile(state.kernels, state.geometry, tile, x, state.w.data() + tile.begin);
       std::fill_n(state.r.data() + tile.begin, tile.elements, 0.0F);
-    }
-  });
+    });
+  }
   rehash();
   return std::nullopt;
 }
 
-Step WeightsCodec::advance(Views x, const Due* due, float share_before, float share_after) {
+Step WeightsCodec::advance(Views x, std::uint64_t number, const Due* due, float share_before,
+                           float share_after) {
   check(state_->geometry, x);
   if (due != nullptr) {
     check(state_->geometry, *due);
   }
-  return state_->step({x, &share_before, due, true, &share_after});
+  return state_->step(number, {x, &share_before, due, true, &share_after});
 }
 
-Step WeightsCodec::follow(Views x, const Due* due, float share_before, float share_after) {
+Step WeightsCodec::follow(Views x, std::uint64_t number, const Due* due, float share_before,
+                          float share_after) {
   check(state_->geometry, x);
   if (due != nullptr) {
     check(state_->geometry, *due);
   }
-  return state_->step({x, &share_before, due, false, &share_after});
+  return state_->step(number, {x, &share_before, due, false, &share_after});
 }
 
-Step WeightsCodec::encode(Views x, float share_before) {
+Step WeightsCodec::encode(Views x, std::uint64_t number, float share_before) {
   check(state_->geometry, x);
-  return state_->step({x, &share_before, nullptr, true, nullptr});
+  return state_->step(number, {x, &share_before, nullptr, true, nullptr});
 }
 
 void WeightsCodec::settle(Views x, const Due& due, float share_after) {
   check(state_->geometry, x);
   check(state_->geometry, due);
-  state_->run({x, nullptr, &due, false, &share_after});
+  state_->run(due.turn(), {x, nullptr, &due, false, &share_after});
 }
 
 void WeightsCodec::apply(const Due& due) {
   check(state_->geometry, due);
-  state_->run({{}, nullptr, &due, false, nullptr});
+  state_->run(due.turn(), {{}, nullptr, &due, false, nullptr});
 }
 
 void WeightsCodec::leave(Views x, float share) {
   check(state_->geometry, x);
-  state_->run({x, nullptr, nullptr, false, &share});
+  for (std::size_t turn = 0; turn < state_->geometry.turns(); ++turn) {
+    state_->run(turn, {x, nullptr, nullptr, false, &share});
+  }
 }
 
-std::vector<std::byte> WeightsCodec::empty_record() const {
-  return in_arena(state_->arena, [&] { return state_->coder.empty(); });
+std::vector<std::byte> WeightsCodec::empty_record(std::uint64_t number) const {
+  const RecordCoder& coder = state_->coders[state_->geometry.turn_of(number)];
+  return in_arena(state_->arena, [&] { return coder.empty(); });
 }
 
-ParsedRecord WeightsCodec::parse(std::span<const std::byte> body) const {
-  return in_arena(state_->arena, [&] { return state_->coder.parse(body); });
+ParsedRecord WeightsCodec::parse(std::span<const std::byte> body, std::uint64_t number) const {
+  const std::size_t turn = state_->geometry.turn_of(number);
+  ParsedRecord record = in_arena(state_->arena, [&] { return state_->coders[turn].parse(body); });
+  record.turn = turn;
+  return record;
 }
 
 std::uint64_t WeightsCodec::checksum() const noexcept { return state_->checksum; }
 
-std::span<const float> WeightsCodec::reference(std::size_t tensor) const noexcept {
-  return std::span(state_->w).subspan(state_->geometry.offset(tensor),
-                                      state_->geometry.tensor_elements(tensor));
+std::vector<float> WeightsCodec::reference(std::size_t tensor) const {
+  return state_->of_tensor(tensor, state_->w);
 }
 
-std::span<const float> WeightsCodec::residual(std::size_t tensor) const noexcept {
-  return std::span(state_->r).subspan(state_->geometry.offset(tensor),
-                                      state_->geometry.tensor_elements(tensor));
+std::vector<float> WeightsCodec::residual(std::size_t tensor) const {
+  return state_->of_tensor(tensor, state_->r);
 }
 
 std::vector<TensorState> WeightsCodec::state(Views x, float share) {
   State& state = *state_;
   check(state.geometry, x);
+  std::vector<float> r = state.r;
+  for (std::size_t turn = 0; turn < state.geometry.turns(); ++turn) {
+    state.for_each_tile(turn, [&](const Tile& tile, std::size_t, RunResult&) {
+      absorb_tile(state.kernels, state.geometry, tile, x, state.w.data() + tile.begin,
+                  r.data() + tile.begin, share);
+    });
+  }
   std::vector<TensorState> result;
   for (std::size_t tensor = 0; tensor < state.geometry.tensors(); ++tensor) {
-    const auto w = reference(tensor);
-    const auto r = residual(tensor);
-    result.push_back({{w.begin(), w.end()}, {r.begin(), r.end()}});
+    result.push_back({reference(tensor), state.of_tensor(tensor, r)});
   }
-  state.for_each_run([&](std::size_t run, RunResult&) {
-    const TileRun& tiles = state.geometry.runs()[run];
-    for (const Tile& tile : state.geometry.tiles().subspan(tiles.first_tile, tiles.tiles)) {
-      for (const Segment& segment : state.geometry.segments(tile)) {
-        TensorState& copy = result[segment.tensor];
-        absorb_segment(state.kernels, segment, x, copy.reference.data() + segment.tensor_begin,
-                       copy.residual.data() + segment.tensor_begin, share);
-      }
-    }
-  });
   return result;
 }
 
@@ -275,23 +381,21 @@ void WeightsCodec::restore_state(std::size_t tensor, std::span<const float> refe
                                  std::span<const float> residual) {
   State& state = *state_;
   check_state(state.geometry, state.kernels, tensor, reference, residual);
-  const auto at = static_cast<std::ptrdiff_t>(state.geometry.offset(tensor));
-  std::copy(reference.begin(), reference.end(), state.w.begin() + at);
-  std::copy(residual.begin(), residual.end(), state.r.begin() + at);
+  state.to_tensor(tensor, reference, state.w);
+  state.to_tensor(tensor, residual, state.r);
 }
 
 void WeightsCodec::rehash() {
   State& state = *state_;
-  state.for_each_run([&](std::size_t run, RunResult& result) {
-    const TileRun& tiles = state.geometry.runs()[run];
-    for (const Tile& tile : state.geometry.tiles().subspan(tiles.first_tile, tiles.tiles)) {
+  state.checksum = 0;
+  for (std::size_t turn = 0; turn < state.geometry.turns(); ++turn) {
+    state.for_each_tile(turn, [&](const Tile& tile, std::size_t, RunResult& result) {
       result.checksum +=
           state.kernels.checksum(state.w.data() + tile.begin, tile.elements, tile.begin);
+    });
+    for (std::size_t run = 0; run < state.geometry.runs(turn).size(); ++run) {
+      state.checksum += state.results[run].checksum;
     }
-  });
-  state.checksum = 0;
-  for (const RunResult& result : state.results) {
-    state.checksum += result.checksum;
   }
 }
 

@@ -11,6 +11,19 @@
 
 namespace distro::plugins {
 
+/// Entries kept of each 4096 weights that are looked at: all that are kept of `turns` times as
+/// many.
+[[nodiscard]] std::uint32_t kept_of_turn(std::uint32_t k, std::size_t turns) noexcept;
+
+/// How many turns weights take by default: the more, the less is looked at in an exchange and the
+/// fewer bits an index costs. Of what is looked at, a sixteenth is sent at most, so that a
+/// selection remains one.
+[[nodiscard]] std::size_t default_turns(std::uint32_t k) noexcept;
+
+/// Step::move_mean, of the sum of |move| over the turn of exchange `number`: its weights have moved
+/// since their last turn.
+[[nodiscard]] double mean_move(const Geometry& geometry, std::uint64_t number, double sum) noexcept;
+
 /// The `weights` mode codec of one module in host memory (README.md, "How it works": reference W,
 /// residual R, top k of R by tile): W and R lie there, and x does.
 ///
@@ -25,14 +38,17 @@ class WeightsCodec final : public ModuleCodec {
   [[nodiscard]] const Geometry& geometry() const noexcept override;
   [[nodiscard]] std::optional<std::size_t> first_non_finite(Views x) override;
   std::optional<std::size_t> begin(Views x) override;
-  Step advance(Views x, const Due* due, float share_before, float share_after) override;
-  Step follow(Views x, const Due* due, float share_before, float share_after) override;
-  Step encode(Views x, float share_before) override;
+  Step advance(Views x, std::uint64_t number, const Due* due, float share_before,
+               float share_after) override;
+  Step follow(Views x, std::uint64_t number, const Due* due, float share_before,
+              float share_after) override;
+  Step encode(Views x, std::uint64_t number, float share_before) override;
   void settle(Views x, const Due& due, float share_after) override;
   void apply(const Due& due) override;
   void leave(Views x, float share) override;
-  [[nodiscard]] std::vector<std::byte> empty_record() const override;
-  [[nodiscard]] ParsedRecord parse(std::span<const std::byte> body) const override;
+  [[nodiscard]] std::vector<std::byte> empty_record(std::uint64_t number) const override;
+  [[nodiscard]] ParsedRecord parse(std::span<const std::byte> body,
+                                   std::uint64_t number) const override;
   [[nodiscard]] std::uint64_t checksum() const noexcept override;
   [[nodiscard]] std::vector<TensorState> state(Views x, float share) override;
   [[nodiscard]] std::uint64_t fingerprint(Views x, std::uint64_t number) override;
@@ -40,9 +56,9 @@ class WeightsCodec final : public ModuleCodec {
                      std::span<const float> residual) override;
   void rehash() override;
 
-  /// W and R of tensor i, in the tensor's element order.
-  [[nodiscard]] std::span<const float> reference(std::size_t tensor) const noexcept;
-  [[nodiscard]] std::span<const float> residual(std::size_t tensor) const noexcept;
+  /// A copy of W and R of tensor i, in the tensor's element order.
+  [[nodiscard]] std::vector<float> reference(std::size_t tensor) const;
+  [[nodiscard]] std::vector<float> residual(std::size_t tensor) const;
 
  private:
   struct State;

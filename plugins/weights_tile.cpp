@@ -2,53 +2,37 @@
 
 namespace distro::plugins {
 
-std::optional<std::size_t> non_finite_in_tile(const kernels::KernelTable& kernels,
-                                              std::span<const Segment> segments,
-                                              std::span<const TensorView> x) noexcept {
-  for (const Segment& segment : segments) {
-    const TensorView& tensor = x[segment.tensor];
-    if (!kernels.finite(tensor.dtype, address(tensor, segment.tensor_begin), segment.elements)) {
-      return segment.tensor;
-    }
-  }
-  return std::nullopt;
-}
-
-void adopt_tile(const kernels::KernelTable& kernels, std::span<const Segment> segments,
+void adopt_tile(const kernels::KernelTable& kernels, const Geometry& geometry, const Tile& tile,
                 std::span<const TensorView> x, float* w) noexcept {
-  for (const Segment& segment : segments) {
+  for (const Segment& segment : geometry.segments(tile)) {
     const TensorView& tensor = x[segment.tensor];
-    kernels.adopt(tensor.dtype, address(tensor, segment.tensor_begin), w + segment.tile_begin,
-                  segment.elements);
+    geometry.for_each_stretch(segment, [&](std::size_t at, std::size_t j, std::size_t n) {
+      kernels.adopt(tensor.dtype, address(tensor, at), w + j, n);
+    });
   }
 }
 
-double absorb_segment(const kernels::KernelTable& kernels, const Segment& segment,
-                      std::span<const TensorView> x, const float* w, float* r,
-                      float share) noexcept {
-  const TensorView& tensor = x[segment.tensor];
-  return kernels
-      .absorb(tensor.dtype, address(tensor, segment.tensor_begin), w, r, segment.elements, share)
-      .absolute_sum;
-}
-
-double absorb_tile(const kernels::KernelTable& kernels, std::span<const Segment> segments,
+double absorb_tile(const kernels::KernelTable& kernels, const Geometry& geometry, const Tile& tile,
                    std::span<const TensorView> x, const float* w, float* r, float share) noexcept {
   double moved = 0.0;
-  for (const Segment& segment : segments) {
-    moved +=
-        absorb_segment(kernels, segment, x, w + segment.tile_begin, r + segment.tile_begin, share);
+  for (const Segment& segment : geometry.segments(tile)) {
+    const TensorView& tensor = x[segment.tensor];
+    geometry.for_each_stretch(segment, [&](std::size_t at, std::size_t j, std::size_t n) {
+      moved +=
+          kernels.absorb(tensor.dtype, address(tensor, at), w + j, r + j, n, share).absolute_sum;
+    });
   }
   return moved;
 }
 
-void restore_tile(const kernels::KernelTable& kernels, std::span<const Segment> segments,
+void restore_tile(const kernels::KernelTable& kernels, const Geometry& geometry, const Tile& tile,
                   std::span<const TensorView> x, const float* w, const float* r,
                   float share) noexcept {
-  for (const Segment& segment : segments) {
+  for (const Segment& segment : geometry.segments(tile)) {
     const TensorView& tensor = x[segment.tensor];
-    kernels.restore(tensor.dtype, address(tensor, segment.tensor_begin), w + segment.tile_begin,
-                    r + segment.tile_begin, segment.elements, share);
+    geometry.for_each_stretch(segment, [&](std::size_t at, std::size_t j, std::size_t n) {
+      kernels.restore(tensor.dtype, address(tensor, at), w + j, r + j, n, share);
+    });
   }
 }
 

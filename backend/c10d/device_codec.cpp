@@ -12,6 +12,7 @@
 #include "plugins/fingerprint.h"
 #include "plugins/float_environment.h"
 #include "plugins/parallel.h"
+#include "plugins/weights.h"
 
 namespace distro::c10d_backend {
 namespace {
@@ -60,36 +61,40 @@ at::Tensor to_device(std::span<const Value> values, at::ScalarType type, at::Dev
   return host.to(device, /*non_blocking=*/true);
 }
 
-std::vector<float> values_of(const at::Tensor& host, std::int64_t begin, std::size_t n) {
-  const float* data = host.const_data_ptr<float>() + begin;
-  return {data, data + n};
-}
-
 }  // namespace
 
 DeviceCodec::DeviceCodec(plugins::Geometry geometry, const plugins::WeightsConfig& config,
                          at::Device device)
     : geometry_(std::move(geometry)),
       config_(config),
-      coder_(geometry_.layout(), {config.k, config.value_bits}),
-      layout_(geometry_),
-      device_(device),
-      staging_(coder_.staging_bytes()),
-      bits_(geometry_.runs().size()),
-      touched_(geometry_.runs().size()) {
+      kept_(plugins::kept_of_turn(config.k, geometry_.turns())),
+      device_(device) {
   const PlainArithmetic plain;
+  std::int64_t slots = 0;
+  std::size_t most_staged = 0;
+  std::size_t most_runs = 0;
+  for (std::size_t turn = 0; turn < geometry_.turns(); ++turn) {
+    turns_.push_back({DeviceLayout(geometry_, turn, slots),
+                      plugins::RecordCoder(geometry_.layout(turn), {kept_, config.value_bits})});
+    slots += turns_.back().layout.slots();
+    most_staged = std::max(most_staged, turns_.back().coder.staging_bytes());
+    most_runs = std::max(most_runs, geometry_.runs(turn).size());
+  }
+  staging_.resize(most_staged);
+  bits_.resize(most_runs);
+  touched_.resize(most_runs);
   const auto options = at::TensorOptions().device(device_);
-  w_ = at::zeros({layout_.slots()}, options.dtype(at::kFloat));
-  r_ = at::zeros({layout_.slots()}, options.dtype(at::kFloat));
+  w_ = at::zeros({slots}, options.dtype(at::kFloat));
+  r_ = at::zeros({slots}, options.dtype(at::kFloat));
   lane_ = at::arange(kTile - 1, -1, -1, options.dtype(at::kLong)).mul_(1 << kIndexShift);
 }
 
 template <class Task>
-void DeviceCodec::for_each_run(const Task& task) const {
+void DeviceCodec::for_each_run(std::size_t turn, const Task& task) const {
   plugins::in_arena(config_.arena, [&] {
-    plugins::parallel_for(geometry_.runs().size(), [&](std::size_t run) {
+    plugins::parallel_for(geometry_.runs(turn).size(), [&](std::size_t run) {
       const plugins::DefaultFloatEnvironment environment;
-      task(run, geometry_.runs()[run]);
+      task(run, geometry_.runs(turn)[run]);
     });
   });
 }
@@ -130,17 +135,20 @@ std::optional<std::size_t> DeviceCodec::begin(Views x) {
     return bad;
   }
   const PlainArithmetic plain;
-  for (const auto& chunk : layout_.chunks(x, device_)) {
-    w_.narrow(0, chunk.begin, chunk.slots).copy_(chunk.weights());
+  for (const Turn& turn : turns_) {
+    for (const auto& chunk : turn.layout.chunks(x, device_)) {
+      w_.narrow(0, chunk.begin, chunk.slots).copy_(chunk.weights());
+    }
   }
   r_.zero_();
   rehash();
   return std::nullopt;
 }
 
-at::Tensor DeviceCodec::absorb(Views x, float share, const at::Tensor& residual) const {
+at::Tensor DeviceCodec::absorb(std::size_t turn, Views x, float share,
+                               const at::Tensor& residual) const {
   at::Tensor moved = at::zeros({}, w_.options().dtype(at::kDouble));
-  for (const auto& chunk : layout_.chunks(x, device_)) {
+  for (const auto& chunk : turns_[turn].layout.chunks(x, device_)) {
     const at::Tensor w = w_.narrow(0, chunk.begin, chunk.slots);
     const at::Tensor r = residual.narrow(0, chunk.begin, chunk.slots);
     const at::Tensor before = left(w, r, share, chunk.type);
@@ -153,15 +161,18 @@ at::Tensor DeviceCodec::absorb(Views x, float share, const at::Tensor& residual)
   return moved;
 }
 
-void DeviceCodec::restore(Views x, float share) const {
-  for (const auto& chunk : layout_.chunks(x, device_)) {
+void DeviceCodec::restore(std::size_t turn, Views x, float share) const {
+  for (const auto& chunk : turns_[turn].layout.chunks(x, device_)) {
     chunk.assign(left(w_.narrow(0, chunk.begin, chunk.slots),
                       r_.narrow(0, chunk.begin, chunk.slots), share, chunk.type));
   }
 }
 
 void DeviceCodec::move_reference(const plugins::Due& due) {
-  for_each_run([&](std::size_t run, const plugins::TileRun& tiles) {
+  const std::size_t turn = due.turn();
+  const std::int64_t first_slot = turns_[turn].layout.first_slot();
+  const std::size_t runs = geometry_.runs(turn).size();
+  for_each_run(turn, [&](std::size_t run, const plugins::TileRun& tiles) {
     Touched& touched = touched_[run];
     touched.slot.clear();
     touched.sum.clear();
@@ -174,14 +185,15 @@ void DeviceCodec::move_reference(const plugins::Due& due) {
                 std::span(record->value).subspan(first, count));
       }
       sum.drain([&](std::size_t j, float value) {
-        touched.slot.push_back(static_cast<std::int64_t>(t) * kTile + static_cast<std::int64_t>(j));
+        touched.slot.push_back(first_slot + static_cast<std::int64_t>(t) * kTile +
+                               static_cast<std::int64_t>(j));
         touched.sum.push_back(value);
       });
     }
   });
   std::vector<std::int64_t> slots;
   std::vector<std::size_t> begin;  // of each run in slots
-  for (const Touched& touched : touched_) {
+  for (const Touched& touched : std::span(touched_).first(runs)) {
     begin.push_back(slots.size());
     slots.insert(slots.end(), touched.slot.begin(), touched.slot.end());
   }
@@ -191,19 +203,20 @@ void DeviceCodec::move_reference(const plugins::Due& due) {
   const at::Tensor index = to_device<std::int64_t>(slots, at::kLong, device_);
   const at::Tensor values = to_host(w_.index_select(0, index));
   auto* const w = values.mutable_data_ptr<float>();
-  for_each_run([&](std::size_t run, const plugins::TileRun&) {
+  for_each_run(turn, [&](std::size_t run, const plugins::TileRun&) {
     Touched& touched = touched_[run];
     touched.checksum = 0;
     for (std::size_t i = 0; i < touched.slot.size(); ++i) {
-      const auto tile = static_cast<std::size_t>(touched.slot[i] / kTile);
+      const std::int64_t slot = touched.slot[i] - first_slot;
       const std::size_t element =
-          geometry_.tiles()[tile].begin + static_cast<std::size_t>(touched.slot[i] % kTile);
+          geometry_.tiles(turn)[static_cast<std::size_t>(slot / kTile)].begin +
+          static_cast<std::size_t>(slot % kTile);
       float& value = w[begin[run] + i];
       const float before = std::exchange(value, kernels::moved(value, due.gain, touched.sum[i]));
       touched.checksum += kernels::mix(element, value) - kernels::mix(element, before);
     }
   });
-  for (const Touched& touched : touched_) {
+  for (const Touched& touched : std::span(touched_).first(runs)) {
     checksum_ += touched.checksum;
   }
   w_.index_copy_(0, index, values.to(device_, /*non_blocking=*/true));
@@ -213,10 +226,11 @@ void DeviceCodec::take_from_residual(const plugins::ParsedRecord& own) {
   if (own.index.empty()) {
     return;
   }
+  const std::int64_t first_slot = turns_[own.turn].layout.first_slot();
   std::vector<std::int64_t> slots(own.index.size());
   for (std::size_t t = 0; t + 1 < own.first.size(); ++t) {
     for (std::size_t i = own.first[t]; i < own.first[t + 1]; ++i) {
-      slots[i] = static_cast<std::int64_t>(t) * kTile + own.index[i];
+      slots[i] = first_slot + static_cast<std::int64_t>(t) * kTile + own.index[i];
     }
   }
   const at::Tensor index = to_device<std::int64_t>(slots, at::kLong, device_);
@@ -224,28 +238,31 @@ void DeviceCodec::take_from_residual(const plugins::ParsedRecord& own) {
   r_.index_copy_(0, index, r_.index_select(0, index).sub_(sent));
 }
 
-at::Tensor DeviceCodec::select() const {
+at::Tensor DeviceCodec::select(std::size_t turn) const {
+  const DeviceLayout& layout = turns_[turn].layout;
   std::vector<at::Tensor> keys;
-  for (std::int64_t tile = 0; tile < layout_.tiles(); tile += kSelectTiles) {
-    const std::int64_t tiles = std::min(kSelectTiles, layout_.tiles() - tile);
-    const at::Tensor bits =
-        r_.narrow(0, tile * kTile, tiles * kTile).view({tiles, kTile}).view(at::kInt);
+  for (std::int64_t tile = 0; tile < layout.tiles(); tile += kSelectTiles) {
+    const std::int64_t tiles = std::min(kSelectTiles, layout.tiles() - tile);
+    const at::Tensor bits = r_.narrow(0, layout.first_slot() + tile * kTile, tiles * kTile)
+                                .view({tiles, kTile})
+                                .view(at::kInt);
     at::Tensor key = bits.bitwise_and(kMagnitudeMask).to(at::kLong);
     key.mul_(std::int64_t{1} << kMagnitudeShift).add_(lane_).add_(bits.lt(0));
-    keys.push_back(std::get<0>(key.topk(config_.k, /*dim=*/1, /*largest=*/true, /*sorted=*/true)));
+    keys.push_back(std::get<0>(key.topk(kept_, /*dim=*/1, /*largest=*/true, /*sorted=*/true)));
   }
-  return keys.empty() ? at::empty({0, config_.k}, lane_.options()) : at::cat(keys);
+  return keys.empty() ? at::empty({0, kept_}, lane_.options()) : at::cat(keys);
 }
 
-std::vector<std::byte> DeviceCodec::write(const at::Tensor& keys) {
+std::vector<std::byte> DeviceCodec::write(std::size_t turn, const at::Tensor& keys) {
   const std::int64_t* const first_key = keys.const_data_ptr<std::int64_t>();
-  for_each_run([&](std::size_t run, const plugins::TileRun& tiles) {
-    plugins::RunWriter writer = coder_.writer(run, staging_);
+  const plugins::RecordCoder& coder = turns_[turn].coder;
+  for_each_run(turn, [&](std::size_t run, const plugins::TileRun& tiles) {
+    plugins::RunWriter writer = coder.writer(run, staging_);
     std::array<float, kernels::kTileElements> r;  // set where an entry is
     std::array<std::uint16_t, kernels::kTileElements> index;
     for (std::size_t t = tiles.first_tile; t < tiles.first_tile + tiles.tiles; ++t) {
-      const std::size_t kept = plugins::TileLayout::kept(config_.k, geometry_.tiles()[t].elements);
-      const std::int64_t* key = first_key + t * config_.k;
+      const std::size_t kept = plugins::TileLayout::kept(kept_, geometry_.tiles(turn)[t].elements);
+      const std::int64_t* key = first_key + t * kept_;
       std::size_t count = 0;
       for (; count < kept; ++count, ++key) {
         const Entry entry = entry_of(*key);
@@ -260,103 +277,145 @@ std::vector<std::byte> DeviceCodec::write(const at::Tensor& keys) {
     }
     bits_[run] = writer.finish();
   });
-  return plugins::in_arena(config_.arena, [&] { return coder_.assemble(staging_, bits_); });
+  return plugins::in_arena(config_.arena, [&] {
+    return coder.assemble(staging_, std::span(bits_).first(geometry_.runs(turn).size()));
+  });
 }
 
-plugins::Step DeviceCodec::finish(const at::Tensor& keys, const at::Tensor& moved) {
+plugins::Step DeviceCodec::finish(std::uint64_t number, const at::Tensor& keys,
+                                  const at::Tensor& moved) {
   plugins::Step step;
-  step.record = write(to_host(keys));
-  step.move_mean = mean_of(moved);
+  step.record = write(geometry_.turn_of(number), to_host(keys));
+  step.move_mean = mean_of(number, moved);
   return step;
 }
 
-double DeviceCodec::mean_of(const at::Tensor& moved) const {
-  const auto elements = static_cast<double>(std::max<std::size_t>(geometry_.elements(), 1));
-  return moved.item<double>() / elements;
+double DeviceCodec::mean_of(std::uint64_t number, const at::Tensor& moved) const {
+  return plugins::mean_move(geometry_, number, moved.item<double>());
 }
 
-plugins::Step DeviceCodec::advance(Views x, const plugins::Due* due, float share_before,
-                                   float share_after) {
+void DeviceCodec::catch_up(std::size_t turn, Views x, const plugins::Due* due, float share_before,
+                           float share_after) {
+  if (due != nullptr && due->turn() != turn) {
+    static_cast<void>(absorb(due->turn(), x, share_before, r_));
+    exchange(*due);
+    restore(due->turn(), x, share_after);
+  }
+}
+
+plugins::Step DeviceCodec::advance(Views x, std::uint64_t number, const plugins::Due* due,
+                                   float share_before, float share_after) {
+  check(geometry_, x);
   if (due != nullptr) {
     check(geometry_, *due);
   }
+  const std::size_t turn = geometry_.turn_of(number);
   if (const auto bad = first_non_finite(x)) {
     return {{}, 0.0, bad};
   }
   const PlainArithmetic plain;
-  const at::Tensor moved = absorb(x, share_before, r_);
-  if (due != nullptr) {
-    move_reference(*due);
-    take_from_residual(*due->contributions[due->own].record);
+  catch_up(turn, x, due, share_before, share_after);
+  const at::Tensor moved = absorb(turn, x, share_before, r_);
+  if (due != nullptr && due->turn() == turn) {
+    exchange(*due);
   }
-  const at::Tensor keys = select();
-  restore(x, share_after);  // before the host waits for the keys
-  return finish(keys, moved);
+  const at::Tensor keys = select(turn);
+  restore(turn, x, share_after);  // before the host waits for the keys
+  return finish(number, keys, moved);
 }
 
-plugins::Step DeviceCodec::follow(Views x, const plugins::Due* due, float share_before,
-                                  float share_after) {
+plugins::Step DeviceCodec::follow(Views x, std::uint64_t number, const plugins::Due* due,
+                                  float share_before, float share_after) {
+  check(geometry_, x);
+  if (due != nullptr) {
+    check(geometry_, *due);
+  }
+  const std::size_t turn = geometry_.turn_of(number);
   if (const auto bad = first_non_finite(x)) {
     return {{}, 0.0, bad};
   }
   const PlainArithmetic plain;
-  const at::Tensor moved = absorb(x, share_before, r_);
-  if (due != nullptr) {
-    apply(*due);
+  catch_up(turn, x, due, share_before, share_after);
+  const at::Tensor moved = absorb(turn, x, share_before, r_);
+  if (due != nullptr && due->turn() == turn) {
+    exchange(*due);
   }
-  restore(x, share_after);
-  return {{}, mean_of(moved), std::nullopt};
+  restore(turn, x, share_after);
+  return {{}, mean_of(number, moved), std::nullopt};
 }
 
-plugins::Step DeviceCodec::encode(Views x, float share_before) {
+plugins::Step DeviceCodec::encode(Views x, std::uint64_t number, float share_before) {
+  check(geometry_, x);
+  const std::size_t turn = geometry_.turn_of(number);
   if (const auto bad = first_non_finite(x)) {
     return {{}, 0.0, bad};
   }
   const PlainArithmetic plain;
-  const at::Tensor moved = absorb(x, share_before, r_);
-  return finish(select(), moved);
+  const at::Tensor moved = absorb(turn, x, share_before, r_);
+  return finish(number, select(turn), moved);
 }
 
 void DeviceCodec::settle(Views x, const plugins::Due& due, float share_after) {
   check(geometry_, x);
   apply(due);
   const PlainArithmetic plain;
-  restore(x, share_after);
+  restore(due.turn(), x, share_after);
+}
+
+void DeviceCodec::exchange(const plugins::Due& due) {
+  move_reference(due);
+  take_from_residual(*due.contributions[due.own].record);
 }
 
 void DeviceCodec::apply(const plugins::Due& due) {
   check(geometry_, due);
   const PlainArithmetic plain;
-  move_reference(due);
-  take_from_residual(*due.contributions[due.own].record);
+  exchange(due);
 }
 
 void DeviceCodec::leave(Views x, float share) {
   check(geometry_, x);
   const PlainArithmetic plain;
-  restore(x, share);
+  for (std::size_t turn = 0; turn < turns_.size(); ++turn) {
+    restore(turn, x, share);
+  }
 }
 
-std::vector<std::byte> DeviceCodec::empty_record() const {
-  return plugins::in_arena(config_.arena, [&] { return coder_.empty(); });
+std::vector<std::byte> DeviceCodec::empty_record(std::uint64_t number) const {
+  const plugins::RecordCoder& coder = turns_[geometry_.turn_of(number)].coder;
+  return plugins::in_arena(config_.arena, [&] { return coder.empty(); });
 }
 
-plugins::ParsedRecord DeviceCodec::parse(std::span<const std::byte> body) const {
-  return plugins::in_arena(config_.arena, [&] { return coder_.parse(body); });
+plugins::ParsedRecord DeviceCodec::parse(std::span<const std::byte> body,
+                                         std::uint64_t number) const {
+  const std::size_t turn = geometry_.turn_of(number);
+  plugins::ParsedRecord record =
+      plugins::in_arena(config_.arena, [&] { return turns_[turn].coder.parse(body); });
+  record.turn = turn;
+  return record;
 }
 
 std::vector<plugins::TensorState> DeviceCodec::state(Views x, float share) {
   check(geometry_, x);
   const PlainArithmetic plain;
   at::Tensor residual = r_.clone();
-  static_cast<void>(absorb(x, share, residual));
+  for (std::size_t turn = 0; turn < turns_.size(); ++turn) {
+    static_cast<void>(absorb(turn, x, share, residual));
+  }
   residual = residual.cpu();
   const at::Tensor reference = w_.cpu();
+  const auto of_tensor = [&](std::size_t tensor, const at::Tensor& slots) {
+    const auto n = static_cast<std::int64_t>(geometry_.tensor_elements(tensor));
+    const at::Tensor values = at::empty({n}, at::kFloat);
+    for (const Turn& turn : turns_) {
+      turn.layout.take(tensor, slots, values);
+    }
+    const auto* const data = values.const_data_ptr<float>();
+    return std::vector<float>(data, data + n);
+  };
   std::vector<plugins::TensorState> result;
   for (std::size_t tensor = 0; tensor < geometry_.tensors(); ++tensor) {
-    const std::size_t n = geometry_.tensor_elements(tensor);
-    result.push_back({values_of(reference, layout_.slot(tensor), n),
-                      values_of(residual, layout_.slot(tensor), n)});
+    result.push_back({of_tensor(tensor, reference), of_tensor(tensor, residual)});
   }
   return result;
 }
@@ -393,26 +452,31 @@ void DeviceCodec::restore_state(std::size_t tensor, std::span<const float> refer
                                 std::span<const float> residual) {
   check_state(geometry_, kernels::table(config_.isa), tensor, reference, residual);
   const PlainArithmetic plain;
-  const auto n = static_cast<std::int64_t>(reference.size());
-  w_.narrow(0, layout_.slot(tensor), n).copy_(to_device(reference, at::kFloat, device_));
-  r_.narrow(0, layout_.slot(tensor), n).copy_(to_device(residual, at::kFloat, device_));
+  const at::Tensor w = to_device(reference, at::kFloat, device_);
+  const at::Tensor r = to_device(residual, at::kFloat, device_);
+  for (const Turn& turn : turns_) {
+    turn.layout.put(tensor, w, w_);
+    turn.layout.put(tensor, r, r_);
+  }
 }
 
 void DeviceCodec::rehash() {
   const PlainArithmetic plain;
   const at::Tensor host = w_.cpu();
-  const float* const w = host.const_data_ptr<float>();
   const auto& kernel = kernels::table(config_.isa);
-  std::vector<std::uint64_t> sums(geometry_.runs().size());
-  for_each_run([&](std::size_t run, const plugins::TileRun& tiles) {
-    for (std::size_t t = tiles.first_tile; t < tiles.first_tile + tiles.tiles; ++t) {
-      const auto& tile = geometry_.tiles()[t];
-      sums[run] += kernel.checksum(w + t * kernels::kTileElements, tile.elements, tile.begin);
-    }
-  });
   checksum_ = 0;
-  for (const std::uint64_t sum : sums) {
-    checksum_ += sum;
+  for (std::size_t turn = 0; turn < turns_.size(); ++turn) {
+    const float* const w = host.const_data_ptr<float>() + turns_[turn].layout.first_slot();
+    std::vector<std::uint64_t> sums(geometry_.runs(turn).size());
+    for_each_run(turn, [&](std::size_t run, const plugins::TileRun& tiles) {
+      for (std::size_t t = tiles.first_tile; t < tiles.first_tile + tiles.tiles; ++t) {
+        const auto& tile = geometry_.tiles(turn)[t];
+        sums[run] += kernel.checksum(w + t * kernels::kTileElements, tile.elements, tile.begin);
+      }
+    });
+    for (const std::uint64_t sum : sums) {
+      checksum_ += sum;
+    }
   }
 }
 

@@ -32,16 +32,17 @@ class DeviceCodec final : public plugins::ModuleCodec {
   [[nodiscard]] const plugins::Geometry& geometry() const noexcept override { return geometry_; }
   [[nodiscard]] std::optional<std::size_t> first_non_finite(Views x) override;
   std::optional<std::size_t> begin(Views x) override;
-  plugins::Step advance(Views x, const plugins::Due* due, float share_before,
+  plugins::Step advance(Views x, std::uint64_t number, const plugins::Due* due, float share_before,
                         float share_after) override;
-  plugins::Step follow(Views x, const plugins::Due* due, float share_before,
+  plugins::Step follow(Views x, std::uint64_t number, const plugins::Due* due, float share_before,
                        float share_after) override;
-  plugins::Step encode(Views x, float share_before) override;
+  plugins::Step encode(Views x, std::uint64_t number, float share_before) override;
   void settle(Views x, const plugins::Due& due, float share_after) override;
   void apply(const plugins::Due& due) override;
   void leave(Views x, float share) override;
-  [[nodiscard]] std::vector<std::byte> empty_record() const override;
-  [[nodiscard]] plugins::ParsedRecord parse(std::span<const std::byte> body) const override;
+  [[nodiscard]] std::vector<std::byte> empty_record(std::uint64_t number) const override;
+  [[nodiscard]] plugins::ParsedRecord parse(std::span<const std::byte> body,
+                                            std::uint64_t number) const override;
   [[nodiscard]] std::uint64_t checksum() const noexcept override { return checksum_; }
   [[nodiscard]] std::vector<plugins::TensorState> state(Views x, float share) override;
   [[nodiscard]] std::uint64_t fingerprint(Views x, std::uint64_t number) override;
@@ -57,24 +58,37 @@ class DeviceCodec final : public plugins::ModuleCodec {
     std::uint64_t checksum = 0;  ///< Change.
   };
 
-  /// residual += what the optimizer did. Returns the sum of |move|, a scalar on the device.
-  [[nodiscard]] at::Tensor absorb(Views x, float share, const at::Tensor& residual) const;
-  void restore(Views x, float share) const;
+  /// A turn's part of the memory.
+  struct Turn {
+    DeviceLayout layout;
+    plugins::RecordCoder coder;
+  };
+
+  /// residual += what the optimizer did, in one turn. Returns the sum of |move|, a scalar on the
+  /// device.
+  [[nodiscard]] at::Tensor absorb(std::size_t turn, Views x, float share,
+                                  const at::Tensor& residual) const;
+  void restore(std::size_t turn, Views x, float share) const;
   void move_reference(const plugins::Due& due);
   void take_from_residual(const plugins::ParsedRecord& own);
+  void exchange(const plugins::Due& due);
+  /// Absorb, apply and restore the weights of an exchange that is due if they are of another turn.
+  void catch_up(std::size_t turn, Views x, const plugins::Due* due, float share_before,
+                float share_after);
   /// The largest entries of R by tile, as keys [tiles, k] on the device (see the source).
-  [[nodiscard]] at::Tensor select() const;
-  [[nodiscard]] std::vector<std::byte> write(const at::Tensor& keys);
-  [[nodiscard]] plugins::Step finish(const at::Tensor& keys, const at::Tensor& moved);
-  [[nodiscard]] double mean_of(const at::Tensor& moved) const;
+  [[nodiscard]] at::Tensor select(std::size_t turn) const;
+  [[nodiscard]] std::vector<std::byte> write(std::size_t turn, const at::Tensor& keys);
+  [[nodiscard]] plugins::Step finish(std::uint64_t number, const at::Tensor& keys,
+                                     const at::Tensor& moved);
+  [[nodiscard]] double mean_of(std::uint64_t number, const at::Tensor& moved) const;
   template <class Task>
-  void for_each_run(const Task& task) const;
+  void for_each_run(std::size_t turn, const Task& task) const;
 
   const plugins::Geometry geometry_;
   const plugins::WeightsConfig config_;
-  const plugins::RecordCoder coder_;
-  const DeviceLayout layout_;
+  const std::uint32_t kept_;  // of 4096 weights that are looked at
   const at::Device device_;
+  std::vector<Turn> turns_;
   at::Tensor w_;     // [slots] fp32
   at::Tensor r_;     // [slots] fp32
   at::Tensor lane_;  // [4096] int64: a key's part that says which entry of the tile

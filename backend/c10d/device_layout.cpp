@@ -15,24 +15,67 @@ constexpr std::int64_t kChunkSlots = std::int64_t{1} << 24;
 
 }  // namespace
 
-DeviceLayout::DeviceLayout(const plugins::Geometry& geometry)
-    : tiles_(static_cast<std::int64_t>(geometry.tiles().size())), slots_(geometry.tensors()) {
+DeviceLayout::DeviceLayout(const plugins::Geometry& geometry, std::size_t turn,
+                           std::int64_t first_slot)
+    : turns_(static_cast<std::int64_t>(geometry.turns())),
+      turn_(static_cast<std::int64_t>(turn)),
+      first_slot_(first_slot),
+      tiles_(static_cast<std::int64_t>(geometry.tiles(turn).size())),
+      slots_(geometry.tensors(), -1) {
   for (std::int64_t tile = 0; tile < tiles_; ++tile) {
     for (const auto& segment :
-         geometry.segments(geometry.tiles()[static_cast<std::size_t>(tile)])) {
-      if (segment.tensor_begin == 0) {
-        slots_[segment.tensor] = tile * kTile + static_cast<std::int64_t>(segment.tile_begin);
+         geometry.segments(geometry.tiles(turn)[static_cast<std::size_t>(tile)])) {
+      if (slots_[segment.tensor] < 0) {
+        slots_[segment.tensor] =
+            first_slot + tile * kTile + static_cast<std::int64_t>(segment.tile_begin);
         order_.push_back(segment.tensor);
       }
     }
   }
   for (std::size_t i = 0; i < order_.size(); ++i) {
-    const std::int64_t end = i + 1 < order_.size() ? slots_[order_[i + 1]] : slots();
+    const std::int64_t end = i + 1 < order_.size() ? slots_[order_[i + 1]] : first_slot + slots();
     lengths_.push_back(end - slots_[order_[i]]);
   }
 }
 
 std::int64_t DeviceLayout::slots() const noexcept { return tiles_ * kTile; }
+
+std::vector<at::Tensor> DeviceLayout::parts(const at::Tensor& flat) const {
+  if (turns_ == 1) {
+    return flat.numel() == 0 ? std::vector<at::Tensor>{} : std::vector{flat};
+  }
+  constexpr auto kStretch = static_cast<std::int64_t>(plugins::kTurnElements);
+  const std::int64_t round = turns_ * kStretch;
+  const std::int64_t rounds = flat.numel() / round;
+  const std::int64_t rest = flat.numel() % round - turn_ * kStretch;
+  std::vector<at::Tensor> parts;
+  if (rounds > 0) {
+    parts.push_back(
+        flat.narrow(0, 0, rounds * round).view({rounds, turns_, kStretch}).select(1, turn_));
+  }
+  if (rest > 0) {
+    parts.push_back(flat.narrow(0, rounds * round + turn_ * kStretch, std::min(rest, kStretch)));
+  }
+  return parts;
+}
+
+void DeviceLayout::take(std::size_t tensor, const at::Tensor& slots,
+                        const at::Tensor& values) const {
+  std::int64_t slot = slots_[tensor];
+  for (at::Tensor& part : parts(values)) {
+    part.copy_(slots.narrow(0, slot, part.numel()).view(part.sizes()));
+    slot += part.numel();
+  }
+}
+
+void DeviceLayout::put(std::size_t tensor, const at::Tensor& values,
+                       const at::Tensor& slots) const {
+  std::int64_t slot = slots_[tensor];
+  for (const at::Tensor& part : parts(values)) {
+    slots.narrow(0, slot, part.numel()).view(part.sizes()).copy_(part);
+    slot += part.numel();
+  }
+}
 
 std::vector<DeviceLayout::Chunk> DeviceLayout::chunks(std::span<const plugins::TensorView> x,
                                                       at::Device device) const {
@@ -48,35 +91,40 @@ std::vector<DeviceLayout::Chunk> DeviceLayout::chunks(std::span<const plugins::T
       fresh.begin = slot;
     }
     Chunk& chunk = chunks.back();
-    chunk.tensors_.push_back(tensor_of(view, device));
-    chunk.at_.push_back(slot - chunk.begin);
-    chunk.padding_.push_back(lengths_[i] - chunk.tensors_.back().numel());
+    std::int64_t left = lengths_[i];
+    for (at::Tensor& part : parts(tensor_of(view, device))) {
+      chunk.at_.push_back(slot - chunk.begin + lengths_[i] - left);
+      chunk.padding_.push_back(0);
+      left -= part.numel();
+      chunk.parts_.push_back(std::move(part));
+    }
+    chunk.padding_.back() = left;
     chunk.slots += lengths_[i];
   }
   return chunks;
 }
 
 at::Tensor DeviceLayout::Chunk::weights() const {
-  if (tensors_.size() == 1 && padding_.front() == 0) {
-    return tensors_.front();
+  if (parts_.size() == 1 && padding_.front() == 0) {
+    return parts_.front().reshape({-1});
   }
-  const at::Tensor zeros = at::zeros({*std::ranges::max_element(padding_)}, tensors_[0].options());
-  std::vector<at::Tensor> parts;
-  for (std::size_t i = 0; i < tensors_.size(); ++i) {
-    parts.push_back(tensors_[i]);
+  const at::Tensor zeros = at::zeros({*std::ranges::max_element(padding_)}, parts_[0].options());
+  std::vector<at::Tensor> pieces;
+  for (std::size_t i = 0; i < parts_.size(); ++i) {
+    pieces.push_back(parts_[i].reshape({-1}));
     if (padding_[i] > 0) {
-      parts.push_back(zeros.narrow(0, 0, padding_[i]));
+      pieces.push_back(zeros.narrow(0, 0, padding_[i]));
     }
   }
-  return at::cat(parts);
+  return at::cat(pieces);
 }
 
 void DeviceLayout::Chunk::assign(const at::Tensor& values) const {
   std::vector<at::Tensor> sources;
-  for (std::size_t i = 0; i < tensors_.size(); ++i) {
-    sources.push_back(values.narrow(0, at_[i], tensors_[i].numel()));
+  for (std::size_t i = 0; i < parts_.size(); ++i) {
+    sources.push_back(values.narrow(0, at_[i], parts_[i].numel()).view(parts_[i].sizes()));
   }
-  at::_foreach_copy_(tensors_, sources);
+  at::_foreach_copy_(parts_, sources);
 }
 
 }  // namespace distro::c10d_backend

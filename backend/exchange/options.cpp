@@ -12,6 +12,7 @@
 
 #include "backend/exchange/sites.h"
 #include "backend/exchange/text.h"
+#include "plugins/weights.h"
 #include "transport/bind.h"
 
 extern char** environ;  // NOLINT(readability-redundant-declaration): POSIX declares it in no header
@@ -27,6 +28,15 @@ struct BadValue {};
 
 // Lower: what keeps the ranks connected would not fit.
 constexpr std::uint64_t kLeastRate = 1000;
+
+// As many as 857 times fewer bytes than the gradient in bf16 allow (docs/protocol.md, 4). Where
+// weights take turns, the index of an entry costs fewer bits.
+constexpr std::uint32_t kDefaultKOfWeights = 10;
+constexpr std::uint32_t kDefaultKOfGradients = 6;
+
+// More: weights are looked at so seldom that what a participant moved in between is news of long
+// ago.
+constexpr std::uint32_t kMostTurns = 64;
 
 // Of a name or value that is no text, in an error text, in bytes.
 constexpr std::size_t kMaxShownValue = 200;
@@ -234,6 +244,12 @@ const std::vector<Entry>& entries() {
          o.share = t == "auto" ? std::optional<double>{} : number<double>(t, 0.0, 1.0);
        },
        kOfWeights},
+      {"turns", false, "auto, or a whole number from 1 to 64",
+       [](Options& o, std::string_view t) {
+         o.turns_given =
+             t == "auto" ? std::optional<std::uint32_t>{} : number<std::uint32_t>(t, 1, kMostTurns);
+       },
+       kOfWeights},
       {"transform", false, "dct, none",
        [](Options& o, std::string_view t) { o.transform = transform(t); }, kOfGradients},
       {"beta", false, "a number from 0 to 1",
@@ -340,6 +356,9 @@ Options resolve_options(const StringMap& environment, const StringMap& overrides
     }
     set(options, *found, fmt::format("Options({})", name), text);
   }
+  if (!environment.contains("DISTRO_K") && !overrides.contains("k")) {
+    options.k = exchanges_gradients(options.mode) ? kDefaultKOfGradients : kDefaultKOfWeights;
+  }
   if (!options.site.empty() && exchanges_gradients(options.mode)) {
     throw OptionError(
         fmt::format("DISTRO_SITE={}: ranks act as one site in mode weights (or auto) only, not in "
@@ -405,6 +424,10 @@ bool Options::own_transport() const noexcept {
   return exact == Exact::transport || (exact == Exact::automatic && (hub || has_keys()));
 }
 
+std::size_t Options::turns() const noexcept {
+  return turns_given ? *turns_given : plugins::default_turns(k);
+}
+
 plugins::GradientConfig Options::gradient_config() const {
   // DeMo's own decay; with error feedback nothing is forgotten.
   const double decay = beta.value_or(mode == Mode::demo ? 0.999 : 1.0);
@@ -429,6 +452,7 @@ StringMap Options::agreed() const {
           {"k", std::to_string(k)},
           {"gain", text(gain)},
           {"share", text(share)},
+          {"turns", std::to_string(turns())},
           {"value_bits", std::to_string(value_bits)},
           {"delay", std::to_string(delay)},
           {"min_elements", std::to_string(min_elements)},

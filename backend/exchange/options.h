@@ -35,13 +35,14 @@ using StringMap = std::map<std::string, std::string, std::less<>>;
 /// users.
 struct Options {
   Mode mode = Mode::automatic;
-  std::uint32_t k = 6;                ///< Entries kept per 4096 weights.
-  std::optional<double> gain;         ///< Empty: by the optimizer's class.
-  std::optional<double> share;        ///< Empty: gain / participants.
-  std::uint32_t value_bits = 1;       ///< 1 or 32.
-  int delay = 1;                      ///< Steps that an exchange may travel: 0 or 1.
-  std::string site;                   ///< A label, "host", or empty: ranks that act as one.
-  std::uint64_t min_elements = 4096;  ///< ef, demo: smallest reduction that is compressed.
+  std::uint32_t k = 10;         ///< Entries kept per 4096 weights; 6 of gradients.
+  std::optional<double> gain;   ///< Empty: by the optimizer's class.
+  std::optional<double> share;  ///< Empty: 1; gain / participants where there is one turn.
+  std::optional<std::uint32_t> turns_given;  ///< Empty: by k (turns()).
+  std::uint32_t value_bits = 1;              ///< 1 or 32.
+  int delay = 1;                             ///< Steps that an exchange may travel: 0 or 1.
+  std::string site;                          ///< A label, "host", or empty: ranks that act as one.
+  std::uint64_t min_elements = 4096;         ///< ef, demo: smallest reduction that is compressed.
   plugins::Transform transform = plugins::Transform::dct;  ///< ef, demo.
   std::optional<double> beta;  ///< ef, demo: decay of the residual; empty: 1 in ef, 0.999 in demo.
   bool compress_reduce_scatter = false;  ///< ef, demo: reduce-scatters, too, are compressed.
@@ -62,6 +63,9 @@ struct Options {
   std::string stats_path;
   transport::LogLevel log_level = transport::LogLevel::warning;
   kernels::Isa isa = kernels::Isa::scalar;
+
+  /// How many turns the weights of a module take: of so many exchanges each looks at another part.
+  [[nodiscard]] std::size_t turns() const noexcept;
 
   [[nodiscard]] bool has_keys() const noexcept { return !curve_secret_file.empty(); }
 

@@ -30,8 +30,10 @@ plugins::WeightsConfig config_of(const Options& options, tbb::task_arena& arena)
 // The tiles of a module whose records all ranks can keep. Before any memory is taken for it.
 plugins::Geometry checked_geometry(const Options& options, const Sites& sites,
                                    std::span<const TensorSpec> tensors) {
-  plugins::Geometry geometry(element_counts(tensors));
-  const plugins::RecordCoder coder(geometry.layout(), {options.k, options.value_bits});
+  plugins::Geometry geometry(element_counts(tensors), options.turns());
+  // The first turn has the most weights.
+  const plugins::RecordCoder coder(
+      geometry.layout(0), {plugins::kept_of_turn(options.k, options.turns()), options.value_bits});
   // A leader passes on the records of all participants.
   const bool passes_on = sites.participants() < sites.ranks();
   const std::size_t largest =
@@ -77,6 +79,9 @@ WeightsExchange::~WeightsExchange() { group_->forget(ordinal()); }
 float WeightsExchange::share() const {
   if (const auto& fixed = group_->options().share) {
     return static_cast<float>(*fixed);
+  }
+  if (codec_->geometry().turns() > 1) {
+    return 1.0F;
   }
   const Sites& sites = group_->sites();
   const float gain = sent_.gain == kGainUnknown ? sites.gain() : sent_.gain;
@@ -212,7 +217,8 @@ WeightsExchange::Exchange WeightsExchange::collect() {
         return;  // this rank's own
       }
       try {
-        exchange.records[participant] = codec_->parse(letter_of(participant).opened.body);
+        exchange.records[participant] =
+            codec_->parse(letter_of(participant).opened.body, since_mean());
       } catch (const plugins::RecordError& error) {
         errors[participant] = error.what();
       }
@@ -278,6 +284,7 @@ void WeightsExchange::take_mean(Views x, ExactCollectives& exact) {
                     group_->rank(), tensors()[*non_finite].name, ranks_.where(sent_.exchange)));
   }
   share_left_ = 0.0F;
+  mean_at_ = sent_.exchange;
   marked_ = false;
   asked_ = false;
 }
@@ -313,18 +320,19 @@ plugins::Step WeightsExchange::encode(Views x, const Exchange* due) {
     if (work) {
       codec_->apply(*work);
     }
-    step.record = codec_->empty_record();
+    step.record = codec_->empty_record(since_mean());
   } else if (!ranks_.leads()) {
     if (now) {
-      step = codec_->follow(x, apply, share_left_, share());
+      step = codec_->follow(x, since_mean(), apply, share_left_, share());
     } else {
       step.non_finite = codec_->first_non_finite(x);
     }
   } else {
-    step = now ? codec_->advance(x, apply, share_left_, share()) : codec_->encode(x, share_left_);
+    step = now ? codec_->advance(x, since_mean(), apply, share_left_, share())
+               : codec_->encode(x, since_mean(), share_left_);
   }
   if (ranks_.leads() && !step.non_finite) {
-    own_ = codec_->parse(step.record);
+    own_ = codec_->parse(step.record, since_mean());
   }
   return step;
 }
@@ -337,7 +345,8 @@ void WeightsExchange::settle(Views x, const Exchange& now, float share_before, f
   const plugins::Due work{contributions, own(), now.gain};
   if (ranks_.leads()) {
     codec_->settle(x, work, share_after);
-  } else if (const auto bad = codec_->follow(x, &work, share_before, share_after).non_finite) {
+  } else if (const auto bad =
+                 codec_->follow(x, since_mean(), &work, share_before, share_after).non_finite) {
     ranks_.fail_non_finite(*bad, sent_.exchange);
   }
 }
@@ -360,8 +369,8 @@ void WeightsExchange::sync_locked(Views x, ExactCollectives& exact, float gain) 
   const std::uint64_t fingerprint = ranks_.has_site() ? codec_->fingerprint(x, sent_.exchange) : 0;
   plugins::Step step;
   if (resync) {
-    step.record = codec_->empty_record();
-    own_ = codec_->parse(step.record);
+    step.record = codec_->empty_record(since_mean());
+    own_ = codec_->parse(step.record, since_mean());
   } else {
     step = encode(x, due ? &*due : nullptr);
   }
@@ -422,7 +431,7 @@ ModuleState WeightsExchange::state(Views x) {
   if (!begun_ && !loaded_) {
     codec_->begin(x);  // W = x as it is now; the first training forward adopts it again
   }
-  ModuleState state{{}, {}, sent_.exchange, share_left_};
+  ModuleState state{{}, {}, sent_.exchange, share_left_, mean_at_};
   for (auto& tensor : codec_->state(x, share_left_)) {
     state.reference.push_back(std::move(tensor.reference));
     state.residual.push_back(std::move(tensor.residual));
@@ -442,6 +451,12 @@ void WeightsExchange::load(const ModuleState& state, Views x) {
                                     group_->rank(), state.reference.size(), ordinal(),
                                     tensors().size()));
   }
+  if (state.mean_at > state.exchanges) {
+    throw ExchangeError(
+        fmt::format("rank {}: the state of module {} is of {} exchanges, and the ranks' mean was "
+                    "taken after {}",
+                    group_->rank(), ordinal(), state.exchanges, state.mean_at));
+  }
   for (std::size_t tensor = 0; tensor < tensors().size(); ++tensor) {
     if (state.reference[tensor].size() != tensors()[tensor].elements() ||
         state.residual[tensor].size() != tensors()[tensor].elements()) {
@@ -455,6 +470,7 @@ void WeightsExchange::load(const ModuleState& state, Views x) {
   codec_->leave(x, state.share);
   sent_.exchange = state.exchanges;
   share_left_ = state.share;
+  mean_at_ = state.mean_at;
   loaded_ = true;
 }
 

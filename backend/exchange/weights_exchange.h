@@ -24,6 +24,7 @@ struct ModuleState {
       residual;  ///< R, an exchange in flight included: after a restart it is sent again.
   std::uint64_t exchanges = 0;  ///< Exchanges sent so far.
   float share = 0.0F;           ///< x is to be W + share * R.
+  std::uint64_t mean_at = 0;    ///< Exchanges when all took the mean last: turns count from there.
 };
 
 /// `weights` mode of one module on one rank: what happens at its sync points (the DisTrO report's
@@ -113,6 +114,9 @@ class WeightsExchange {
   float gain_of(const std::vector<Letter>& letters);
   void publish();
   [[nodiscard]] float share() const;
+  /// The number of the exchange that was sent last, for the codec: whoever takes up the weights
+  /// where the ranks have the same, begins with the same turn.
+  [[nodiscard]] std::uint64_t since_mean() const noexcept { return sent_.exchange - mean_at_; }
 
   const std::shared_ptr<Group> group_;
 
@@ -124,6 +128,7 @@ class WeightsExchange {
   bool loaded_ = false;        // W and R come from a checkpoint
   bool marked_ = false;        // the script has overwritten the weights
   Statement sent_;             // of the last exchange that was sent
+  std::uint64_t mean_at_ = 0;  // the exchange at which all took the mean last
   bool in_flight_ = false;     // it is not applied yet
   bool asked_ = false;         // it asks for a resync
   plugins::ParsedRecord own_;  // what this rank sent in it, if it sends for its participant

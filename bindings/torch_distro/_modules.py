@@ -122,8 +122,9 @@ def state_dict(module: nn.Module) -> dict[str, Any]:
     Returns:
         In weights mode ``reference`` and ``residual`` (W and R by parameter name, fp32, in the
         parameters' shapes; R holds an exchange in flight, too), ``exchanges`` (count), ``share``
-        (weights are W + share * R). In modes ef and demo ``residual`` (what was not sent of the
-        gradients by parameter name, fp32, flat; only of parameters that were compressed),
+        (weights are W + share * R), ``mean_at`` (exchanges when all took the mean last). In modes
+        ef and demo ``residual`` (what was not sent of the gradients by parameter name, fp32, flat;
+        only of parameters that were compressed),
         ``exchanges``, ``mode`` and ``transform``.
 
     Raises:
@@ -177,6 +178,7 @@ def load_state_dict(module: nn.Module, state: dict[str, Any]) -> None:
         [state["residual"][name] for name in attachment.names],
         state["exchanges"],
         state["share"],
+        state["mean_at"],
     )
 
 

@@ -18,13 +18,15 @@ class Options:
         mode: ``auto`` (``weights`` where a wrapped module is found, exact elsewhere), ``weights``,
             ``ef`` (gradients are compressed, with error feedback), ``demo`` (DeMo: signs, for plain
             SGD), ``dense`` (everything exact).
-        k: entries kept of each 4096 weights or gradients, 1 to 4096.
+        k: entries sent a step for each 4096 weights (10) or gradients (6), 1 to 4096.
         gain: what the mean of the ranks' moves is multiplied by: ``auto`` (square root of the
             number of ranks for optimizers that normalise, 1 for SGD) or a number.
         delay: 1: an exchange travels during the next step; 0: each step waits for it.
         site: a label, or ``host``: ranks that act as one participant. Differs from rank to rank.
-        share: weight of a rank's unsent moves in its own weights: ``auto`` (gain / ranks) or 0 to
-            1.
+        share: weight of a rank's unsent moves in its own weights: ``auto`` (1; gain / ranks where
+            ``turns`` is 1) or 0 to 1.
+        turns: of so many exchanges each looks at another part of the weights: ``auto`` (up to 16,
+            the fewer the larger k) or 1 to 64.
         value_bits: 1 (sign and shared scale) or 32 (exact values).
         min_elements: ``ef``, ``demo``: elements of the smallest reduction that is compressed
             (4096).
@@ -55,6 +57,7 @@ class Options:
     gain: float | Literal["auto"] | None = None
     delay: Literal[0, 1] | None = None
     share: float | Literal["auto"] | None = None
+    turns: int | Literal["auto"] | None = None
     value_bits: int | None = None
     transport: str | None = None
     topology: Literal["mesh", "hub"] | None = None

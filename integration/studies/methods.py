@@ -51,29 +51,33 @@ class Weights(Method):
 
     Args:
         k: DISTRO_K.
-        value_bits: DISTRO_VALUE_BITS.
+        value_bits: Options.value_bits.
         delay: DISTRO_DELAY.
         gain: DISTRO_GAIN; default: sqrt n.
-        share: DISTRO_SHARE; default: gain / n.
+        turns: Options.turns; default: the backend's own.
+        share: Options.share; default: 1, or gain / n where there is one turn.
     """
 
     def __init__(
         self,
         weights: Sequence[Tensor],
-        k: int = 6,
+        k: int = 10,
         value_bits: int = 1,
         delay: int = 1,
         gain: float | None = None,
         share: float | None = None,
+        turns: int | None = None,
     ) -> None:
         super().__init__()
         self.n, self.delay = len(weights[0]), delay
+        core = _extension.extension()
+        turns = core.default_turns(k) if turns is None else turns
         self.gain = math.sqrt(self.n) if gain is None else gain
-        self.share = self.gain / self.n if share is None else share
+        self.share = (1.0 if turns > 1 else self.gain / self.n) if share is None else share
         elements = [tensor[0].numel() for tensor in weights]
-        codec = _extension.extension().Codec
-        self.codecs = [codec(elements, k, value_bits) for _ in range(self.n)]
+        self.codecs = [core.Codec(elements, k, value_bits, turns=turns) for _ in range(self.n)]
         self.begun = False
+        self.number = 0
         self.in_flight: list[bytes] | None = None
 
     def sync(self, weights: Sequence[Tensor]) -> None:
@@ -83,13 +87,14 @@ class Weights(Method):
                 codec.begin(x)
             self.begun = True
             return
+        self.number += 1
         due, records = self.in_flight, []
         for i, (codec, x) in enumerate(zip(self.codecs, own, strict=True)):
             if self.delay == 1:
-                arrived = None if due is None else (due, i, self.gain)
-                made = codec.advance(x, arrived, self.share, self.share)
+                arrived = None if due is None else (due, i, self.gain, self.number - 1)
+                made = codec.advance(x, self.number, arrived, self.share, self.share)
             else:
-                made = codec.encode(x, self.share)
+                made = codec.encode(x, self.number, self.share)
             if isinstance(made, int):
                 raise FloatingPointError(f"a weight of tensor {made} is not finite")
             records.append(made[0])
@@ -97,7 +102,7 @@ class Weights(Method):
             self.in_flight = records
         else:
             for i, (codec, x) in enumerate(zip(self.codecs, own, strict=True)):
-                codec.settle(x, (records, i, self.gain), self.share)
+                codec.settle(x, (records, i, self.gain, self.number), self.share)
         self.bits += 8 * sum(map(len, records)) / self.n
 
     def reference(self, weights: Sequence[Tensor]) -> list[Tensor] | None:

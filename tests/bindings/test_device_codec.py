@@ -31,6 +31,7 @@ class Ranks:
         k: int,
         value_bits: int,
         ranks: int = RANKS,
+        turns: int = 1,
     ) -> None:
         self.generator = torch.Generator().manual_seed(7)
         start = [
@@ -39,13 +40,14 @@ class Ranks:
         ]
         self.x = [[tensor.clone() for tensor in start] for _ in range(ranks)]
         self.make = lambda: extension().Codec(
-            [tensor.numel() for tensor in start], k, value_bits, device
+            [tensor.numel() for tensor in start], k, value_bits, device, turns
         )
         self.codecs = [self.make() for _ in range(ranks)]
         for codec, x in zip(self.codecs, self.x, strict=True):
             assert codec.begin(x) is None
         self.in_flight: list[bytes] | None = None
         self.log: list[Any] = []
+        self.number = 0  # of the exchange in flight
 
     def move(self, step: int) -> None:
         for x in self.x:
@@ -57,21 +59,23 @@ class Ranks:
                     move[tensor.abs() > 1] = 0  # fewer entries than a tile may keep
                 tensor.add_(move.to(tensor.dtype))
 
-    def due(self, own: int) -> tuple[list[bytes], int, float] | None:
-        return None if self.in_flight is None else (self.in_flight, own, GAIN)
+    def due(self, own: int) -> tuple[list[bytes], int, float, int] | None:
+        return None if self.in_flight is None else (self.in_flight, own, GAIN, self.number)
 
     def step(self, step: int, delay: int) -> None:
         self.move(step)
+        number = self.number + 1
         if delay == 1:
             outcomes = [
-                codec.advance(x, self.due(rank), SHARE, SHARE)
+                codec.advance(x, number, self.due(rank), SHARE, SHARE)
                 for rank, (codec, x) in enumerate(zip(self.codecs, self.x, strict=True))
             ]
         else:
             outcomes = [
-                codec.encode(x, SHARE) for codec, x in zip(self.codecs, self.x, strict=True)
+                codec.encode(x, number, SHARE) for codec, x in zip(self.codecs, self.x, strict=True)
             ]
         self.in_flight = [record for record, _ in outcomes]
+        self.number = number
         if delay == 0:
             for rank, (codec, x) in enumerate(zip(self.codecs, self.x, strict=True)):
                 codec.settle(x, self.due(rank), SHARE)
@@ -103,21 +107,25 @@ def _same(host: Ranks, device: Ranks) -> None:
         (4096, 1, [FLOATS[(i * 3 + 2) % 4] for i in range(len(SHAPES))]),
     ],
 )
+@pytest.mark.parametrize("turns", [1, 5])
 def test_records_reference_and_weights_are_those_of_the_host_codec(
-    delay: int, k: int, value_bits: int, dtypes: list[torch.dtype]
+    delay: int, k: int, value_bits: int, dtypes: list[torch.dtype], turns: int
 ) -> None:
-    kinds = [Ranks(device, dtypes, k, value_bits) for device in (None, torch.device("cpu"))]
+    kinds = [
+        Ranks(device, dtypes, k, value_bits, turns=turns) for device in (None, torch.device("cpu"))
+    ]
     for ranks in kinds:
         for step in range(12):
             ranks.step(step, delay)
     _same(*kinds)
 
 
-def test_a_marked_step_a_state_and_a_resume_are_those_of_the_host_codec() -> None:
+@pytest.mark.parametrize("turns", [1, 2])
+def test_a_marked_step_a_state_and_a_resume_are_those_of_the_host_codec(turns: int) -> None:
     dtypes = [FLOATS[i % 4] for i in range(len(SHAPES))]
     states = []
     for device in (None, torch.device("cpu")):
-        ranks = Ranks(device, dtypes, 6, 1)
+        ranks = Ranks(device, dtypes, 6, 1, turns=turns)
         for step in range(3):
             ranks.step(step, delay=1)
         for rank, codec in enumerate(ranks.codecs):
@@ -130,9 +138,9 @@ def test_a_marked_step_a_state_and_a_resume_are_those_of_the_host_codec() -> Non
         assert resumed.checksum == checksum
         x = [torch.zeros_like(tensor) for tensor in ranks.x[1]]
         resumed.leave(x, SHARE)
-        record, move = resumed.advance(x, None, SHARE, SHARE)
+        record, move = resumed.advance(x, 4, None, SHARE, SHARE)
         assert move < 1e-6
-        states.append((checksum, saved, record, resumed.empty_record(), x))
+        states.append((checksum, saved, record, resumed.empty_record(5), x))
     assert states[0][:4] == states[1][:4]
     for left, right in zip(states[0][4], states[1][4], strict=True):
         assert torch.equal(left, right)
@@ -147,8 +155,8 @@ def test_a_non_finite_weight_is_named_and_nothing_changes(bad: float, dtype: tor
     broken = [tensor.clone() for tensor in x]
     broken[6][4321] = bad
     broken[7][3] = bad
-    assert codec.advance(broken, None, SHARE, SHARE) == 6
-    assert codec.encode(broken, SHARE) == 6
+    assert codec.advance(broken, 1, None, SHARE, SHARE) == 6
+    assert codec.encode(broken, 1, SHARE) == 6
     assert codec.begin(broken) == 6
     assert codec.checksum == checksum
     assert codec.state(x, SHARE) == state
@@ -157,7 +165,7 @@ def test_a_non_finite_weight_is_named_and_nothing_changes(bad: float, dtype: tor
 def test_tensors_that_do_not_fit_are_refused() -> None:
     ranks = Ranks(torch.device("cpu"), [torch.float32] * len(SHAPES), 6, 1)
     with pytest.raises(ValueError, match="elements"):
-        ranks.codecs[0].encode([tensor.flatten()[:1] for tensor in ranks.x[0]], SHARE)
+        ranks.codecs[0].encode([tensor.flatten()[:1] for tensor in ranks.x[0]], 1, SHARE)
 
 
 def _use_device_codec() -> None:

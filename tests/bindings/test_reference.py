@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
 from reference_step import reference_run
 
 STEPS = 50
+DEFAULT_TURNS = {6: 16, 100: 2, 4096: 1}
 SHAPES: list[tuple[int, ...]] = [
     (70, 130),
     (130,),
@@ -90,20 +92,29 @@ def _steps(rank: int, size: int) -> list[Snapshot]:
 
 @pytest.mark.parametrize("delay", [0, 1])
 @pytest.mark.parametrize(
-    ("ranks", "k", "value_bits", "gain", "share"),
+    ("ranks", "k", "value_bits", "gain", "share", "turns"),
     [
-        (2, 6, 1, 1.41421356, None),
-        (3, 6, 1, 1.0, None),
-        (2, 100, 1, 2.0, 0.25),
-        (2, 6, 32, 1.0, None),
-        (2, 4096, 32, 1.0, None),
-        (2, 4096, 1, 1.0, 0.0),
+        (2, 6, 1, 1.41421356, None, None),
+        (3, 6, 1, 1.0, None, 1),
+        (2, 6, 1, 1.5, 0.5, 3),
+        (2, 100, 1, 2.0, 0.25, None),
+        (2, 6, 32, 1.0, None, 16),
+        (2, 4096, 32, 1.0, None, None),
+        (2, 4096, 1, 1.0, 0.0, None),
     ],
 )
 def test_steps_are_those_of_the_reference(
-    ranks: int, k: int, value_bits: int, gain: float, share: float | None, delay: int
+    ranks: int,
+    k: int,
+    value_bits: int,
+    gain: float,
+    share: float | None,
+    turns: int | None,
+    delay: int,
 ) -> None:
-    options = {"k": k, "value_bits": value_bits, "gain": gain, "delay": delay}
+    options: dict[str, Any] = {"k": k, "value_bits": value_bits, "gain": gain, "delay": delay}
+    options["turns"] = "auto" if turns is None else turns
+    turns = DEFAULT_TURNS[k] if turns is None else turns
     actual = run(ranks, _steps, options={**options, "share": "auto" if share is None else share})
     start = [parameter.detach().numpy() for parameter in Shapes().parameters()]
     # With a sign for every weight, rounding decides the signs of residuals near zero: fp64 decides
@@ -123,12 +134,16 @@ def test_steps_are_those_of_the_reference(
                 k=k,
                 value_bits=value_bits,
                 dtype=dtype,
+                turns=turns,
             )
+            if share is None:
+                share = 1.0 if turns > 1 else gain / ranks
             for rank in range(ranks):
+                residual = expected[rank].whole_residual(here[rank], share)
                 for tensor, (w, r, weights) in enumerate(actual[rank][steps - 1]):
                     for name, got, want in (
                         ("W", w, expected[rank].w[tensor]),
-                        ("R", r, expected[rank].r[tensor]),
+                        ("R", r, residual[tensor]),
                         ("x", weights, here[rank][tensor]),
                     ):
                         off = np.abs(got.reshape(-1) - want.reshape(-1))
@@ -139,7 +154,7 @@ def test_steps_are_those_of_the_reference(
                         # fp64 decides a tie of fp32 magnitudes the other way now and then: that
                         # entry, and a scale that it has part in, are off by a quantum. All the
                         # others agree to rounding.
-                        assert (off > 2e-5).mean() < 1e-2, (
+                        assert (off > 2e-5).sum() <= max(1, 0.01 * off.size), (
                             f"{where}: {(off > 2e-5).sum()} entries off"
                         )
                         assert off.max(initial=0.0) < 0.1, f"{where}: off by {off.max()}"

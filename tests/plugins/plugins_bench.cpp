@@ -58,8 +58,8 @@ struct Bucket {
       for (std::size_t i = 0; i < kElements; ++i) {
         x[i] += moves[(i + peer * 7919) % moves.size()];
       }
-      bodies.push_back(codec.encode(views, 0.5F).record);
-      records.push_back(codec.parse(bodies.back()));
+      bodies.push_back(codec.encode(views, 0, 0.5F).record);
+      records.push_back(codec.parse(bodies.back(), 0));
     }
     for (const ParsedRecord& record : records) {
       contributions.push_back({&record, 1.0F / kPeers});
@@ -93,13 +93,13 @@ void measure(benchmark::State& state, const Work& work) {
 void sync(benchmark::State& state, WeightsConfig config) {
   Bucket bucket(config);
   const Due due{std::span(bucket.contributions).first(1), 0, 1.0F};
-  measure(state, [&] { bucket.codec.advance(bucket.views, &due, 0.5F, 0.5F); });
+  measure(state, [&] { bucket.codec.advance(bucket.views, 0, &due, 0.5F, 0.5F); });
 }
 
 void sync_8_peers(benchmark::State& state, WeightsConfig config) {
   Bucket bucket(config);
   const Due due{bucket.contributions, 0, 1.0F};
-  measure(state, [&] { bucket.codec.advance(bucket.views, &due, 0.5F, 0.5F); });
+  measure(state, [&] { bucket.codec.advance(bucket.views, 0, &due, 0.5F, 0.5F); });
 }
 
 void apply_8_peers(benchmark::State& state, WeightsConfig config) {
@@ -112,7 +112,7 @@ void parse_8_peers(benchmark::State& state, WeightsConfig config) {
   const Bucket bucket(config);
   measure(state, [&] {
     for (const std::vector<std::byte>& body : bucket.bodies) {
-      benchmark::DoNotOptimize(bucket.codec.parse(body));
+      benchmark::DoNotOptimize(bucket.codec.parse(body, 0));
     }
   });
 }

@@ -101,8 +101,8 @@ TEST(HostileRecord, MutationsAreRefusedOrValid) {
     simulation.step(0.1);
     const WeightsCodec& codec = simulation.codecs[0];
     expect_refused_or_valid(
-        codec.geometry().layout(), config.k, simulation.last[0].record, random,
-        [&](const auto& body) { return codec.parse(body); }, [](const ParsedRecord&) {});
+        codec.geometry().layout(0), config.k, simulation.last[0].record, random,
+        [&](const auto& body) { return codec.parse(body, 0); }, [](const ParsedRecord&) {});
   }
 }
 
@@ -142,8 +142,8 @@ class HandWritten : public testing::Test {
     std::memcpy(body.data(), &length, kLengthBytes);
     body.insert(body.end(), section.begin(), section.end());
     try {
-      expect_valid(geometry_.layout(), kTen,
-                   RecordCoder(geometry_.layout(), {kTen, value_bits}).parse(body));
+      expect_valid(geometry_.layout(0), kTen,
+                   RecordCoder(geometry_.layout(0), {kTen, value_bits}).parse(body));
     } catch (const RecordError& error) {
       return error.what();
     }
@@ -221,7 +221,7 @@ TEST(HostileRecord, ARecordOfAnotherGeometryIsRefused) {
   one.step(0.1);
   for (const std::size_t elements : {4096U, 20000U, 9000000U}) {
     const WeightsCodec other(Geometry(std::vector<std::size_t>{elements}), {});
-    EXPECT_THROW((void)other.parse(one.last[0].record), RecordError);
+    EXPECT_THROW((void)other.parse(one.last[0].record, 0), RecordError);
   }
 }
 

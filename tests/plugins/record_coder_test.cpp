@@ -22,10 +22,10 @@ std::vector<std::byte> encode(const Geometry& geometry, const RecordCoder& coder
   std::vector<std::byte> staging(coder.staging_bytes());
   std::vector<std::size_t> bits;
   std::vector<std::uint16_t> index(kernels::kTileElements);
-  for (std::size_t run = 0; run < geometry.runs().size(); ++run) {
+  for (std::size_t run = 0; run < geometry.runs(0).size(); ++run) {
     RunWriter writer = coder.writer(run, staging);
-    const TileRun& tiles = geometry.runs()[run];
-    for (const Tile& tile : geometry.tiles().subspan(tiles.first_tile, tiles.tiles)) {
+    const TileRun& tiles = geometry.runs(0)[run];
+    for (const Tile& tile : geometry.tiles(0).subspan(tiles.first_tile, tiles.tiles)) {
       const float* tile_r = r.data() + tile.begin;
       const std::size_t count =
           kernels::table(kernels::best_isa())
@@ -39,12 +39,12 @@ std::vector<std::byte> encode(const Geometry& geometry, const RecordCoder& coder
 }
 
 void expect_round_trip(const Geometry& geometry, RecordFormat format, const std::vector<float>& r) {
-  const RecordCoder coder(geometry.layout(), format);
+  const RecordCoder coder(geometry.layout(0), format);
   const ParsedRecord record = coder.parse(encode(geometry, coder, r));
   ASSERT_EQ(record.first.size(), geometry.tiles().size() + 1);
   ASSERT_EQ(record.index.size(), record.first.back());
   ASSERT_EQ(record.value.size(), record.first.back());
-  for (const TileRun& run : geometry.runs()) {
+  for (const TileRun& run : geometry.runs(0)) {
     double sum = 0.0;
     std::size_t entries = 0;
     std::vector<std::vector<std::uint16_t>> expected;
@@ -121,7 +121,7 @@ TEST(RecordCoder, TinyAndHugeValuesStayConsistent) {
     std::vector<float> r(8192);
     r[17] = -value;
     r[5000] = value;
-    const RecordCoder coder(geometry.layout(), {6, 1});
+    const RecordCoder coder(geometry.layout(0), {6, 1});
     const ParsedRecord record = coder.parse(encode(geometry, coder, r));
     if (value < 4.5e-41F) {  // below half of bf16's smallest: nothing is sent
       EXPECT_TRUE(record.index.empty());
@@ -139,13 +139,13 @@ TEST(RecordCoder, EmptyRecordHasNoEntries) {
   const std::vector<std::size_t> elements{300000, 5};
   const Geometry geometry(elements);
   for (const std::uint32_t value_bits : {1U, 32U}) {
-    const RecordCoder coder(geometry.layout(), {6, value_bits});
+    const RecordCoder coder(geometry.layout(0), {6, value_bits});
     const ParsedRecord record = coder.parse(coder.empty());
     EXPECT_EQ(record.first, std::vector<std::uint32_t>(geometry.tiles().size() + 1, 0));
     EXPECT_TRUE(record.index.empty());
   }
   const Geometry none(std::span<const std::size_t>{});
-  const RecordCoder coder(none.layout(), {6, 1});
+  const RecordCoder coder(none.layout(0), {6, 1});
   EXPECT_TRUE(coder.empty().empty());
   EXPECT_TRUE(coder.parse({}).index.empty());
 }
@@ -153,9 +153,9 @@ TEST(RecordCoder, EmptyRecordHasNoEntries) {
 TEST(RecordCoder, RefusesFormatsThatDoNotExist) {
   const std::vector<std::size_t> elements{10};
   const Geometry geometry(elements);
-  EXPECT_THROW(RecordCoder(geometry.layout(), {0, 1}), std::invalid_argument);
-  EXPECT_THROW(RecordCoder(geometry.layout(), {4097, 1}), std::invalid_argument);
-  EXPECT_THROW(RecordCoder(geometry.layout(), {6, 2}), std::invalid_argument);
+  EXPECT_THROW(RecordCoder(geometry.layout(0), {0, 1}), std::invalid_argument);
+  EXPECT_THROW(RecordCoder(geometry.layout(0), {4097, 1}), std::invalid_argument);
+  EXPECT_THROW(RecordCoder(geometry.layout(0), {6, 2}), std::invalid_argument);
 }
 
 /// GPT-2 small as Hugging Face cuts it: 148 tensors, 124 M weights.
@@ -174,20 +174,15 @@ std::vector<std::size_t> gpt2_small() {
   return elements;
 }
 
-TEST(RecordCoder, Gpt2EarnsTheName) {
-  const std::vector<std::size_t> elements = gpt2_small();
-  ASSERT_EQ(elements.size(), 148U);
-  const Geometry geometry(elements);
-  ASSERT_EQ(geometry.elements(), 124439808U);
-  const RecordCoder coder(geometry.layout(), {6, 1});
-  // A million random moves, repeated at shifting places: what matters is where the largest lie.
+/// A million random moves, repeated at shifting places: what matters is where the largest lie.
+std::vector<float> random_moves(std::size_t elements) {
   std::mt19937 random(10);
   std::normal_distribution<float> normal;
   std::vector<float> some(1 << 20);
   for (float& value : some) {
     value = normal(random);
   }
-  std::vector<float> r(geometry.elements());
+  std::vector<float> r(elements);
   for (std::size_t i = 0; i < r.size();) {
     const std::size_t from = random() % 4096;
     const std::size_t n = std::min(some.size() - from, r.size() - i);
@@ -195,24 +190,37 @@ TEST(RecordCoder, Gpt2EarnsTheName) {
                 r.begin() + static_cast<std::ptrdiff_t>(i));
     i += n;
   }
-  const std::vector<std::byte> body = encode(geometry, coder, r);
-  const double bytes = static_cast<double>(body.size());
-  const double bits = bytes * 8 / (static_cast<double>(r.size()) / 4096);
-  const double against_fp32 = static_cast<double>(r.size()) * 4 / bytes;
-  fmt::print(
-      "GPT-2 small, K=6: {} bytes, {:.2f} bits per 4096 weights, 1/{:.0f} of fp32, 1/{:.0f} of "
-      "bf16\n",
-      body.size(), bits, against_fp32, against_fp32 / 2);
-  RecordProperty("bits_per_4096", fmt::format("{:.2f}", bits));
-  EXPECT_LE(bits, 76.4 - 0.5);  // the exchange room's header and checksums need a little
-  EXPECT_GE(against_fp32, 1714.0);
-  EXPECT_EQ(coder.parse(body).index.size(), coder.parse(body).first.back());
+  return r;
+}
+
+TEST(RecordCoder, Gpt2EarnsTheName) {
+  const std::vector<std::size_t> elements = gpt2_small();
+  ASSERT_EQ(elements.size(), 148U);
+  for (const auto& [k, turns] : {std::pair{10U, default_turns(10)}, {6U, std::size_t{1}}}) {
+    const Geometry geometry(elements, turns);
+    ASSERT_EQ(geometry.elements(), 124439808U);
+    // The first turn is the largest.
+    const RecordCoder coder(geometry.layout(0), {kept_of_turn(k, turns), 1});
+    const std::vector<std::byte> body = encode(geometry, coder, random_moves(geometry.elements(0)));
+    const double bytes = static_cast<double>(body.size());
+    const auto weights = static_cast<double>(geometry.elements());
+    const double bits = bytes * 8 / (weights / 4096);
+    const double against_fp32 = weights * 4 / bytes;
+    fmt::print(
+        "GPT-2 small, K={}, {} turns: {} bytes, {:.2f} bits per 4096 weights, 1/{:.0f} of fp32, "
+        "1/{:.0f} of bf16\n",
+        k, turns, body.size(), bits, against_fp32, against_fp32 / 2);
+    RecordProperty(fmt::format("bits_per_4096_k{}", k), fmt::format("{:.2f}", bits));
+    EXPECT_LE(bits, 76.4 - 0.5);  // the exchange room's header and checksums need a little
+    EXPECT_GE(against_fp32, 1714.0);
+    EXPECT_EQ(coder.parse(body).index.size(), coder.parse(body).first.back());
+  }
 }
 
 TEST(RecordCoder, FullTilesCostAtMost73AndAHalfBits) {
   const std::vector<std::size_t> elements{4096 * 16 * 64};
   const Geometry geometry(elements);
-  const RecordCoder coder(geometry.layout(), {6, 1});
+  const RecordCoder coder(geometry.layout(0), {6, 1});
   std::mt19937 random(11);
   std::normal_distribution<float> normal;
   std::vector<float> r(geometry.elements());
@@ -229,7 +237,7 @@ TEST(WeightsRecord, NoRecordIsLargerThanTheBound) {
   const Geometry geometry(elements);
   for (const std::uint32_t k : {1U, 6U, 4096U}) {
     for (const std::uint32_t bits : {1U, 32U}) {
-      const RecordCoder coder(geometry.layout(), {k, bits});
+      const RecordCoder coder(geometry.layout(0), {k, bits});
       WeightsCodec codec(Geometry(elements), {k, bits});
       std::vector<std::vector<float>> weights;
       std::vector<TensorView> views;
@@ -243,7 +251,7 @@ TEST(WeightsRecord, NoRecordIsLargerThanTheBound) {
           tensor[i] = static_cast<float>(i + 1);  // the last ones are the largest: longest gaps
         }
       }
-      const std::size_t size = codec.encode(views, 0.0F).record.size();
+      const std::size_t size = codec.encode(views, 0, 0.0F).record.size();
       EXPECT_LE(size, coder.largest_body_bytes());
       EXPECT_GT(4 * size + 100, coder.largest_body_bytes());  // and the bound is no fantasy
     }

@@ -38,7 +38,7 @@ void check_promises(const TileLayout& layout, const ParsedRecord& record) {
 void try_weights(RecordFormat format, bool small, std::span<const std::byte> body) {
   const Geometry geometry(small ? std::vector<std::size_t>{100, 3}
                                 : std::vector<std::size_t>{4096 * 17, 5000, 700, 0});
-  check_promises(geometry.layout(), RecordCoder(geometry.layout(), format).parse(body));
+  check_promises(geometry.layout(0), RecordCoder(geometry.layout(0), format).parse(body));
 }
 
 /// A record that is accepted can be decoded, too.

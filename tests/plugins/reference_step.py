@@ -16,6 +16,7 @@ import numpy as np
 
 TILE = 4096  # weights that share one selection
 RUN = 16  # tiles that share one scale
+STRETCH = 16  # consecutive weights that have the same turn
 
 
 @dataclass
@@ -30,12 +31,21 @@ Record = list[Entries]  # one per tile, in tile order
 Exchange = tuple[list[Record], list[float], int, float]  # records, weights, own, gain
 
 
-def cut(sizes: list[int]) -> tuple[list[list[tuple[int, int, int]]], list[list[int]]]:
+def turn_elements(size: int, turns: int, turn: int) -> np.ndarray:
+    """Those of a tensor's elements that are looked at in this turn, ascending."""
+    elements = np.arange(size)
+    return elements[elements // STRETCH % turns == turn]
+
+
+def cut(
+    sizes: list[int], whole: list[int] | None = None
+) -> tuple[list[list[tuple[int, int, int]]], list[list[int]]]:
     """Tiles as lists of (tensor, begin, end), and runs as lists of tile numbers.
 
-    First every tensor of at least 4096 elements, on tiles of its own; then all smaller ones, one
-    after the other, as if they were one tensor. Runs: at most 16 tiles of one big tensor, or of the
-    pool.
+    `sizes`: what each tensor has of the turn, and begin and end count within that; which tensors
+    are big is up to all that they have. First every tensor of at least 4096 elements, on tiles of
+    its own; then all smaller ones, one after the other, as if they were one tensor. Runs: at most
+    16 tiles of one big tensor, or of the pool.
     """
     tiles: list[list[tuple[int, int, int]]] = []
     runs: list[list[int]] = []
@@ -57,10 +67,11 @@ def cut(sizes: list[int]) -> tuple[list[list[tuple[int, int, int]]], list[list[i
         numbers = list(range(first, len(tiles)))
         runs.extend(numbers[i : i + RUN] for i in range(0, len(numbers), RUN))
 
+    whole = sizes if whole is None else whole
     for tensor, size in enumerate(sizes):
-        if size >= TILE:
+        if whole[tensor] >= TILE:
             add([(tensor, size)])
-    add([(tensor, size) for tensor, size in enumerate(sizes) if size < TILE])
+    add([(tensor, size) for tensor, size in enumerate(sizes) if whole[tensor] < TILE])
     return tiles, runs
 
 
@@ -87,64 +98,94 @@ class ReferenceRank:
         k: int = 6,
         value_bits: int = 1,
         dtype: type[np.floating] = np.float64,
+        turns: int = 1,
     ) -> None:
         assert 1 <= k <= TILE
         assert value_bits in (1, 32)
-        self.k, self.value_bits, self.dtype = k, value_bits, np.dtype(dtype)
-        self.tiles, self.runs = cut([tensor.size for tensor in x])
+        self.k, self.value_bits, self.dtype = min(turns * k, TILE), value_bits, np.dtype(dtype)
+        self.turns = turns
+        whole = [tensor.size for tensor in x]
+        # By turn and tensor.
+        self.elements = [
+            [turn_elements(size, turns, turn) for size in whole] for turn in range(turns)
+        ]
+        self.cuts = [cut([own.size for own in of_turn], whole) for of_turn in self.elements]
         self.w = [tensor.astype(np.float32).astype(dtype).reshape(-1) for tensor in x]
         self.r = [np.zeros_like(w) for w in self.w]
 
     def advance(
-        self, x: list[np.ndarray], due: Exchange | None, share_before: float, share_after: float
+        self,
+        x: list[np.ndarray],
+        number: int,
+        due: Exchange | None,
+        share_before: float,
+        share_after: float,
     ) -> Record:
-        """Delay 1. `due`: (records, weights, own, gain) of the last exchange, or None."""
-        self._absorb(x, share_before)
+        """Delay 1, exchange `number`.
+
+        `due`: (records, weights, own, gain) of the exchange before, or None.
+        """
+        turn, before = number % self.turns, (number - 1) % self.turns
+        for each in {turn, before} if due is not None else {turn}:
+            self._absorb(each, x, share_before)
         if due is not None:
-            self.apply(*due)
-        record = self._encode()
-        self._restore(x, share_after)
+            self.apply(number - 1, *due)
+            self._restore(before, x, share_after)
+        record = self._encode(turn)
+        self._restore(turn, x, share_after)
         return record
 
-    def encode(self, x: list[np.ndarray], share_before: float) -> Record:
+    def encode(self, x: list[np.ndarray], number: int, share_before: float) -> Record:
         """Delay 0, first half."""
-        self._absorb(x, share_before)
-        return self._encode()
+        self._absorb(number % self.turns, x, share_before)
+        return self._encode(number % self.turns)
 
-    def settle(self, x: list[np.ndarray], due: Exchange, share_after: float) -> None:
+    def settle(self, x: list[np.ndarray], number: int, due: Exchange, share_after: float) -> None:
         """Delay 0, second half."""
-        self.apply(*due)
-        self._restore(x, share_after)
+        self.apply(number, *due)
+        self._restore(number % self.turns, x, share_after)
 
-    def apply(self, records: list[Record], weights: list[float], own: int, gain: float) -> None:
+    def whole_residual(self, x: list[np.ndarray], share: float) -> list[np.ndarray]:
+        """R with what the optimizer has moved since each weight was looked at."""
+        kept = [r.copy() for r in self.r]
+        for turn in range(self.turns):
+            self._absorb(turn, x, share)
+        whole, self.r = self.r, kept
+        return whole
+
+    def apply(
+        self, number: int, records: list[Record], weights: list[float], own: int, gain: float
+    ) -> None:
         """W += gain * sum of weight * q in participant order; R -= own q."""
-        for number in range(len(self.tiles)):
-            total = np.zeros(self._elements(number), self.dtype)
+        turn = number % self.turns
+        for tile in range(len(self.cuts[turn][0])):
+            total = np.zeros(self._size(turn, tile), self.dtype)
             for record, weight in zip(records, weights, strict=True):
-                entries = record[number]
+                entries = record[tile]
                 total[entries.index] += self.dtype.type(weight) * entries.value
-            w, r = self._gather(self.w, number), self._gather(self.r, number)
+            w, r = self._gather(turn, self.w, tile), self._gather(turn, self.r, tile)
             w += self.dtype.type(gain) * total
-            entries = records[own][number]
+            entries = records[own][tile]
             r[entries.index] -= entries.value
-            self._scatter(self.w, number, w)
-            self._scatter(self.r, number, r)
+            self._scatter(turn, self.w, tile, w)
+            self._scatter(turn, self.r, tile, r)
 
-    def _absorb(self, x: list[np.ndarray], share: float) -> None:
+    def _absorb(self, turn: int, x: list[np.ndarray], share: float) -> None:
         a = self.dtype.type(share)
-        for tensor, w, r in zip(x, self.w, self.r, strict=True):
-            r += tensor.reshape(-1).astype(self.dtype) - (w + a * r)
+        for tensor, w, r, at in zip(x, self.w, self.r, self.elements[turn], strict=True):
+            r[at] += tensor.reshape(-1)[at].astype(self.dtype) - (w[at] + a * r[at])
 
-    def _restore(self, x: list[np.ndarray], share: float) -> None:
+    def _restore(self, turn: int, x: list[np.ndarray], share: float) -> None:
         a = self.dtype.type(share)
-        for tensor, w, r in zip(x, self.w, self.r, strict=True):
-            tensor[...] = (w + a * r).reshape(tensor.shape)
+        for tensor, w, r, at in zip(x, self.w, self.r, self.elements[turn], strict=True):
+            tensor.reshape(-1)[at] = w[at] + a * r[at]
 
-    def _encode(self) -> Record:
-        record: Record = [None] * len(self.tiles)  # type: ignore[list-item]
-        for run in self.runs:
+    def _encode(self, turn: int) -> Record:
+        tiles, runs = self.cuts[turn]
+        record: Record = [None] * len(tiles)  # type: ignore[list-item]
+        for run in runs:
             for number in run:
-                r = self._gather(self.r, number)
+                r = self._gather(turn, self.r, number)
                 kept = -(-self.k * r.size // TILE)
                 index = largest(r, kept)
                 record[number] = Entries(index, r[index].copy())
@@ -161,17 +202,22 @@ class ReferenceRank:
                 entries.index = entries.index[:0]
             entries.value = np.copysign(self.dtype.type(scale), entries.value)[: entries.index.size]
 
-    def _elements(self, number: int) -> int:
-        return sum(end - begin for _, begin, end in self.tiles[number])
+    def _places(self, turn: int, number: int) -> list[tuple[int, np.ndarray]]:
+        """(tensor, its elements) of a tile, in the tile's order."""
+        tile = self.cuts[turn][0][number]
+        return [(t, self.elements[turn][t][begin:end]) for t, begin, end in tile]
 
-    def _gather(self, flat: list[np.ndarray], number: int) -> np.ndarray:
-        return np.concatenate([flat[t][begin:end] for t, begin, end in self.tiles[number]])
+    def _size(self, turn: int, number: int) -> int:
+        return sum(at.size for _, at in self._places(turn, number))
 
-    def _scatter(self, flat: list[np.ndarray], number: int, values: np.ndarray) -> None:
-        at = 0
-        for tensor, begin, end in self.tiles[number]:
-            flat[tensor][begin:end] = values[at : at + end - begin]
-            at += end - begin
+    def _gather(self, turn: int, flat: list[np.ndarray], number: int) -> np.ndarray:
+        return np.concatenate([flat[t][at] for t, at in self._places(turn, number)])
+
+    def _scatter(self, turn: int, flat: list[np.ndarray], number: int, values: np.ndarray) -> None:
+        begin = 0
+        for tensor, at in self._places(turn, number):
+            flat[tensor][at] = values[begin : begin + at.size]
+            begin += at.size
 
 
 def reference_run(
@@ -184,32 +230,34 @@ def reference_run(
     k: int = 6,
     value_bits: int = 1,
     dtype: type[np.floating] = np.float64,
+    turns: int = 1,
 ) -> list[ReferenceRank]:
     """Run n ranks over all steps of `moves` and return the ReferenceRanks.
 
     x: per rank the list of its tensors, equal at the beginning, changed in place.
     moves: per step and rank the list of what the optimizer adds to each tensor.
-    share: gain / n where None. All ranks weigh the same. At the end an exchange may be in flight
-    (delay 1).
+    share: where None: 1, or gain / n where there is one turn. All ranks weigh the same. At the end
+    an exchange may be in flight (delay 1).
     """
     n = len(x)
-    share = gain / n if share is None else share
+    if share is None:
+        share = 1.0 if turns > 1 else gain / n
     weights = [1.0 / n] * n
-    ranks = [ReferenceRank(tensors, k, value_bits, dtype) for tensors in x]
+    ranks = [ReferenceRank(tensors, k, value_bits, dtype, turns) for tensors in x]
     in_flight: list[Record] | None = None
-    for step in moves:
+    for number, step in enumerate(moves, start=1):
         for tensors, move in zip(x, step, strict=True):
             for tensor, change in zip(tensors, move, strict=True):
                 tensor += change
         if delay == 0:
-            records = [rank.encode(x[i], share) for i, rank in enumerate(ranks)]
+            records = [rank.encode(x[i], number, share) for i, rank in enumerate(ranks)]
             for i, rank in enumerate(ranks):
-                rank.settle(x[i], (records, weights, i, gain), share)
+                rank.settle(x[i], number, (records, weights, i, gain), share)
             continue
         records = []
         for i, rank in enumerate(ranks):
             due = None if in_flight is None else (in_flight, weights, i, gain)
-            records.append(rank.advance(x[i], due, share, share))
+            records.append(rank.advance(x[i], number, due, share, share))
         in_flight = records
     return ranks
 
@@ -222,7 +270,7 @@ def _self_check() -> None:
     assert sum(e - b for tile in tiles for _, b, e in tile) == sum(t.size for t in start)
     assert [len(run) for run in runs] == [3, 2, 16, 2, 2]
 
-    for delay in (0, 1):
+    for delay, turns in ((0, 1), (1, 1), (0, 4), (1, 4)):
         for k, value_bits in ((6, 1), (6, 32), (4096, 32)):
             n, gain = 3, 1.5
             x = [[tensor.copy() for tensor in start] for _ in range(n)]
@@ -230,14 +278,18 @@ def _self_check() -> None:
                 [[0.1 * rng.standard_normal(shape) for shape in shapes] for _ in range(n)]
                 for _ in range(6)
             ]
-            ranks = reference_run(x, moves, delay=delay, gain=gain, k=k, value_bits=value_bits)
+            ranks = reference_run(
+                x, moves, delay=delay, gain=gain, k=k, value_bits=value_bits, turns=turns
+            )
+            share = 1.0 if turns > 1 else gain / n
             for tensors, rank in zip(x, ranks, strict=True):
-                for tensor, w, r, first in zip(tensors, rank.w, rank.r, ranks[0].w, strict=True):
+                whole = rank.whole_residual(tensors, share)
+                for tensor, w, r, first in zip(tensors, rank.w, whole, ranks[0].w, strict=True):
                     assert np.array_equal(w, first)
-                    assert np.allclose(tensor.reshape(-1), w + gain / n * r)
-                    if k == 4096 and delay == 0:
+                    assert np.allclose(tensor.reshape(-1), w + share * r)
+                    if k == 4096 and delay == 0 and turns == 1:
                         assert not r.any()
-            if k == 4096 and delay == 0:
+            if k == 4096 and delay == 0 and turns == 1:
                 total = sum(np.asarray(move[0]) for step in moves for move in step)
                 expected = start[0].astype(np.float32) + gain / n * total
                 assert np.allclose(ranks[0].w[0], expected.reshape(-1), atol=1e-6)

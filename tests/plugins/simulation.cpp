@@ -23,12 +23,12 @@ std::vector<TensorView> Module::views() {
   return views;
 }
 
-Geometry Module::geometry() const {
+Geometry Module::geometry(std::size_t turns) const {
   std::vector<std::size_t> elements;
   for (const Tensor& tensor : tensors_) {
     elements.push_back(tensor.elements);
   }
-  return Geometry(elements);
+  return Geometry(elements, turns);
 }
 
 double Module::get(std::size_t tensor, std::size_t i) const {
@@ -108,7 +108,7 @@ Simulation::Simulation(const std::vector<Module::Tensor>& tensors, WeightsConfig
   for (std::size_t rank = 0; rank < plan_.ranks; ++rank) {
     modules.push_back(first);
     config.isa = plan_.isas[rank % plan_.isas.size()];
-    codecs.emplace_back(first.geometry(), config);
+    codecs.emplace_back(first.geometry(plan_.turns), config);
     codecs.back().begin(modules.back().views());
   }
   last.resize(plan_.ranks);
@@ -117,7 +117,7 @@ Simulation::Simulation(const std::vector<Module::Tensor>& tensors, WeightsConfig
 std::vector<ParsedRecord> Simulation::exchange() const {
   std::vector<ParsedRecord> records;
   for (std::size_t rank = 0; rank < ranks(); ++rank) {
-    records.push_back(codecs[rank].parse(last[rank].record));
+    records.push_back(codecs[rank].parse(last[rank].record, number_));
   }
   return records;
 }
@@ -126,9 +126,10 @@ void Simulation::step(double length) {
   for (Module& module : modules) {
     module.move(random_, length);
   }
+  ++number_;
   if (plan_.delay == 0) {
     for (std::size_t rank = 0; rank < ranks(); ++rank) {
-      last[rank] = codecs[rank].encode(modules[rank].views(), plan_.share);
+      last[rank] = codecs[rank].encode(modules[rank].views(), number_, plan_.share);
     }
     in_flight_ = exchange();
     drain();
@@ -137,8 +138,9 @@ void Simulation::step(double length) {
   const std::vector<Contribution> contributions = equal_weights(in_flight_);
   for (std::size_t rank = 0; rank < ranks(); ++rank) {
     const Due due{contributions, rank, plan_.gain};
-    last[rank] = codecs[rank].advance(modules[rank].views(), in_flight_.empty() ? nullptr : &due,
-                                      plan_.share, plan_.share);
+    last[rank] =
+        codecs[rank].advance(modules[rank].views(), number_, in_flight_.empty() ? nullptr : &due,
+                             plan_.share, plan_.share);
   }
   in_flight_ = exchange();
 }

@@ -21,7 +21,7 @@ class Module {
   explicit Module(std::vector<Tensor> tensors);
 
   [[nodiscard]] std::vector<TensorView> views();
-  [[nodiscard]] Geometry geometry() const;
+  [[nodiscard]] Geometry geometry(std::size_t turns = 1) const;
   [[nodiscard]] const std::vector<Tensor>& tensors() const noexcept { return tensors_; }
   [[nodiscard]] double get(std::size_t tensor, std::size_t i) const;
   void set(std::size_t tensor, std::size_t i, double value);
@@ -45,6 +45,7 @@ struct Plan {
   int delay = 1;
   float gain = 2.0F;
   float share = 0.5F;
+  std::size_t turns = 1;
   std::vector<kernels::Isa> isas{kernels::best_isa()};  ///< Rank i uses isas[i % size].
 };
 
@@ -68,9 +69,25 @@ class Simulation {
   [[nodiscard]] std::vector<ParsedRecord> exchange() const;
 
   Plan plan_;
+  std::uint64_t number_ = 0;
   std::mt19937 random_;
   std::vector<ParsedRecord> in_flight_;
 };
+
+/// Calls visit(tensor, element in the tensor, element in the flat order) for every weight, in the
+/// flat order.
+template <class Visit>
+void for_each_weight(const Geometry& geometry, const Visit& visit) {
+  for (const Tile& tile : geometry.tiles()) {
+    for (const Segment& segment : geometry.segments(tile)) {
+      geometry.for_each_stretch(segment, [&](std::size_t at, std::size_t j, std::size_t n) {
+        for (std::size_t i = 0; i < n; ++i) {
+          visit(segment.tensor, at + i, tile.begin + j + i);
+        }
+      });
+    }
+  }
+}
 
 /// The exchange of these records with equal weights.
 std::vector<Contribution> equal_weights(std::span<const ParsedRecord> records);

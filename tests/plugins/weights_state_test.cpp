@@ -14,15 +14,13 @@
 namespace distro::plugins {
 namespace {
 
-std::vector<float> copy(std::span<const float> values) { return {values.begin(), values.end()}; }
-
 struct Snapshot {
   explicit Snapshot(const Simulation& simulation) : bytes(simulation.modules[0].bytes()) {
     const WeightsCodec& codec = simulation.codecs[0];
     checksum = codec.checksum();
     for (std::size_t tensor = 0; tensor < codec.geometry().tensors(); ++tensor) {
-      w.push_back(copy(codec.reference(tensor)));
-      r.push_back(copy(codec.residual(tensor)));
+      w.push_back(codec.reference(tensor));
+      r.push_back(codec.residual(tensor));
     }
   }
   bool operator==(const Snapshot&) const = default;
@@ -43,7 +41,7 @@ TEST(WeightsState, ANonFiniteWeightLeavesAllAsItWas) {
       simulation.step(0.1);
       Module& module = simulation.modules[0];
       WeightsCodec& codec = simulation.codecs[0];
-      const ParsedRecord own = codec.parse(simulation.last[0].record);
+      const ParsedRecord own = codec.parse(simulation.last[0].record, 0);
       const std::vector<Contribution> contributions{{&own, 1.0F}};
       const Due due{contributions, 0, 1.0F};
       std::mt19937 random(1);
@@ -62,11 +60,11 @@ TEST(WeightsState, ANonFiniteWeightLeavesAllAsItWas) {
         module.set(tensor, elements - 1, bad);
         EXPECT_EQ(after, expected);
       };
-      const Step advanced = codec.advance(module.views(), &due, 0.5F, 0.5F);
+      const Step advanced = codec.advance(module.views(), 0, &due, 0.5F, 0.5F);
       EXPECT_EQ(advanced.non_finite, tensor);
       EXPECT_TRUE(advanced.record.empty());
       expect_untouched();
-      const Step encoded = codec.encode(module.views(), 0.5F);
+      const Step encoded = codec.encode(module.views(), 0, 0.5F);
       EXPECT_EQ(encoded.non_finite, tensor);
       expect_untouched();
       EXPECT_EQ(codec.begin(module.views()), tensor);
@@ -79,7 +77,7 @@ TEST(WeightsState, TheFirstOfSeveralNonFiniteTensorsIsNamed) {
   for (const std::size_t tensor : {10U, 4U, 1U, 7U}) {  // of the pool and big ones
     simulation.modules[0].set(tensor, 0, std::numeric_limits<double>::infinity());
   }
-  EXPECT_EQ(simulation.codecs[0].encode(simulation.modules[0].views(), 0.5F).non_finite, 1U);
+  EXPECT_EQ(simulation.codecs[0].encode(simulation.modules[0].views(), 0, 0.5F).non_finite, 1U);
 }
 
 TEST(WeightsState, ApplyReadsAndWritesNoWeights) {
@@ -92,7 +90,7 @@ TEST(WeightsState, ApplyReadsAndWritesNoWeights) {
   Simulation applied = prepared();
   std::vector<ParsedRecord> records;
   for (std::size_t rank = 0; rank < 2; ++rank) {
-    records.push_back(settled.codecs[rank].parse(settled.last[rank].record));
+    records.push_back(settled.codecs[rank].parse(settled.last[rank].record, 0));
   }
   const std::vector<Contribution> contributions = equal_weights(records);
   settled.codecs[0].settle(settled.modules[0].views(), {contributions, 0, 2.0F}, 0.5F);
@@ -110,7 +108,7 @@ TEST(WeightsState, AnEmptyRecordMovesNothing) {
   simulation.step(0.1);
   WeightsCodec& codec = simulation.codecs[0];
   const Snapshot before(simulation);
-  const ParsedRecord nothing = codec.parse(codec.empty_record());
+  const ParsedRecord nothing = codec.parse(codec.empty_record(0), 0);
   EXPECT_TRUE(nothing.index.empty());
   const std::vector<Contribution> contributions{{&nothing, 1.0F}};
   codec.apply({contributions, 0, 2.0F});
@@ -134,8 +132,8 @@ TEST(WeightsState, ASavedStateContinuesWithTheSameBits) {
   std::mt19937 random(2);
   module.move(random, 0.1);
   Module other = module;
-  EXPECT_EQ(resumed.advance(module.views(), nullptr, 0.5F, 0.5F).record,
-            codec.advance(other.views(), nullptr, 0.5F, 0.5F).record);
+  EXPECT_EQ(resumed.advance(module.views(), 0, nullptr, 0.5F, 0.5F).record,
+            codec.advance(other.views(), 0, nullptr, 0.5F, 0.5F).record);
   EXPECT_EQ(module.bytes(), other.bytes());
 }
 
@@ -162,8 +160,8 @@ TEST(WeightsState, TheStateHoldsWhatTheOptimizerHasMovedSinceAndLeavesAllAsItWas
   Module other = module;
   resumed.leave(other.views(), share);
   // The optimizer's move is in R now, so that both select the same.
-  EXPECT_EQ(resumed.encode(other.views(), share).record,
-            codec.encode(module.views(), share).record);
+  EXPECT_EQ(resumed.encode(other.views(), 0, share).record,
+            codec.encode(module.views(), 0, share).record);
 }
 
 TEST(WeightsState, MisuseIsNamed) {
@@ -180,7 +178,7 @@ TEST(WeightsState, MisuseIsNamed) {
   const std::vector<Contribution> contributions{{&other, 1.0F}};
   EXPECT_THROW(codec.apply({contributions, 0, 1.0F}), std::invalid_argument);
   views[1].elements = 5;
-  EXPECT_THROW((void)codec.encode(views, 0.5F), std::invalid_argument);
+  EXPECT_THROW((void)codec.encode(views, 0, 0.5F), std::invalid_argument);
   views.pop_back();
   EXPECT_THROW(codec.begin(views), std::invalid_argument);
 }
@@ -189,10 +187,10 @@ TEST(WeightsState, NothingToExchangeIsNoError) {
   WeightsCodec codec(Geometry(std::vector<std::size_t>{0}), {});
   const std::vector<TensorView> views{{nullptr, kernels::DType::f32, 0}};
   EXPECT_EQ(codec.begin(views), std::nullopt);
-  const Step step = codec.advance(views, nullptr, 1.0F, 1.0F);
+  const Step step = codec.advance(views, 0, nullptr, 1.0F, 1.0F);
   EXPECT_TRUE(step.record.empty());
   EXPECT_EQ(step.move_mean, 0.0);
-  EXPECT_EQ(codec.parse(step.record).first.size(), 1U);
+  EXPECT_EQ(codec.parse(step.record, 0).first.size(), 1U);
 }
 
 #if defined(__SSE2__)

@@ -32,10 +32,10 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
 std::uint64_t dense_checksum(const WeightsCodec& codec) {
   std::uint64_t sum = 0;
   for (std::size_t tensor = 0; tensor < codec.geometry().tensors(); ++tensor) {
-    const std::span<const float> w = codec.reference(tensor);
-    for (std::size_t i = 0; i < w.size(); ++i) {
-      sum += kernels::mix(codec.geometry().offset(tensor) + i, w[i]);
-    }
+    const std::vector<float> w = codec.reference(tensor);
+    for_each_weight(codec.geometry(), [&](std::size_t of, std::size_t i, std::size_t flat) {
+      sum += of == tensor ? kernels::mix(flat, w[i]) : 0;
+    });
   }
   return sum;
 }
@@ -54,19 +54,26 @@ double unit(kernels::DType dtype) {
   return 0.0;
 }
 
-void expect_invariants(const Simulation& simulation, float share) {
+void expect_same_references(const Simulation& simulation) {
   const std::vector<float> w = flat(simulation.codecs[0]);
   for (std::size_t rank = 0; rank < simulation.ranks(); ++rank) {
     const WeightsCodec& codec = simulation.codecs[rank];
     ASSERT_TRUE(same_bits(flat(codec), w)) << "rank " << rank;
     ASSERT_EQ(codec.checksum(), simulation.codecs[0].checksum());
     ASSERT_EQ(codec.checksum(), dense_checksum(codec));
+  }
+}
+
+void expect_invariants(const Simulation& simulation, float share) {
+  for (std::size_t rank = 0; rank < simulation.ranks(); ++rank) {
+    const WeightsCodec& codec = simulation.codecs[rank];
     const Module& module = simulation.modules[rank];
     for (std::size_t tensor = 0; tensor < module.tensors().size(); ++tensor) {
+      const std::vector<float> reference = codec.reference(tensor);
+      const std::vector<float> residual = codec.residual(tensor);
       for (std::size_t i = 0; i < module.tensors()[tensor].elements; ++i) {
-        const double expected =
-            static_cast<double>(codec.reference(tensor)[i]) +
-            static_cast<double>(share) * static_cast<double>(codec.residual(tensor)[i]);
+        const double expected = static_cast<double>(reference[i]) +
+                                static_cast<double>(share) * static_cast<double>(residual[i]);
         const double rounding = unit(module.tensors()[tensor].dtype) + std::ldexp(1.0, -23);
         if (!(std::abs(module.get(tensor, i) - expected) <=
               std::abs(expected) * rounding + std::ldexp(1.0, -25))) {
@@ -82,44 +89,56 @@ struct Case {
   WeightsConfig config;
   int delay;
   bool mixed;
+  std::size_t turns = 1;
 };
 
 class Weights : public testing::TestWithParam<Case> {};
 
 TEST_P(Weights, ReferencesAgreeAndWeightsFollowForFiftySteps) {
-  const auto [config, delay, mixed] = GetParam();
-  Plan plan{.ranks = 3, .delay = delay, .gain = 1.7F, .share = 0.6F};
+  const auto [config, delay, mixed, turns] = GetParam();
+  Plan plan{.ranks = 3, .delay = delay, .gain = 1.7F, .share = 0.6F, .turns = turns};
   plan.isas = {kernels::Isa::scalar, kernels::Isa::avx2, kernels::Isa::avx512};
   Simulation simulation(mixed ? mixed_tensors() : float_tensors(), config, plan);
   for (int step = 0; step < 50; ++step) {
     simulation.step(0.02);
     if (step % 7 == 0 || step == 49) {
-      expect_invariants(simulation, plan.share);
+      expect_same_references(simulation);
+      if (turns == 1) {
+        expect_invariants(simulation, plan.share);
+      }
     }
-    EXPECT_NEAR(simulation.last[0].move_mean, 0.02 / 2, mixed ? 0.02 * 0.08 : 0.02 * 0.02);
+    if (turns == 1) {
+      EXPECT_NEAR(simulation.last[0].move_mean, 0.02 / 2, mixed ? 0.02 * 0.08 : 0.02 * 0.02);
+    }
   }
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, Weights,
                          testing::Values(Case{{6, 1}, 1, true}, Case{{6, 1}, 0, true},
                                          Case{{6, 32}, 1, true}, Case{{48, 1}, 1, false},
-                                         Case{{4096, 32}, 1, true}, Case{{4096, 1}, 0, false}),
+                                         Case{{4096, 32}, 1, true}, Case{{4096, 1}, 0, false},
+                                         Case{{6, 1}, 1, true, 16}, Case{{6, 1}, 0, true, 16},
+                                         Case{{48, 32}, 1, true, 3}),
                          [](const auto& test) {
-                           return fmt::format("k{}b{}d{}{}", test.param.config.k,
+                           return fmt::format("k{}b{}d{}{}t{}", test.param.config.k,
                                               test.param.config.value_bits, test.param.delay,
-                                              test.param.mixed ? "mixed" : "f32");
+                                              test.param.mixed ? "mixed" : "f32", test.param.turns);
                          });
 
 TEST(WeightsCodec, NothingThatMovedIsLost) {
-  for (const int delay : {0, 1}) {
-    const Plan plan{.ranks = 1, .delay = delay, .gain = 1.0F, .share = 1.0F};
+  for (const auto& [delay, turns] : {std::pair{0, 1}, {1, 1}, {0, 16}, {1, 16}}) {
+    const Plan plan{.ranks = 1,
+                    .delay = delay,
+                    .gain = 1.0F,
+                    .share = 1.0F,
+                    .turns = static_cast<std::size_t>(turns)};
     Simulation simulation(float_tensors(), {6, 1}, plan);
     const Module begin = simulation.modules[0];
     for (int step = 0; step < 50; ++step) {
       simulation.step(0.02);
     }
     // One rank with gain and share 1: what was moved is in W or in R, and x is untouched by it.
-    const WeightsCodec& codec = simulation.codecs[0];
+    const auto state = simulation.codecs[0].state(simulation.modules[0].views(), 1.0F);
     Module alone = begin;
     std::mt19937 random(7);
     Module(float_tensors()).move(random, 1.0);  // as the simulation began
@@ -127,9 +146,9 @@ TEST(WeightsCodec, NothingThatMovedIsLost) {
       alone.move(random, 0.02);
     }
     for (std::size_t tensor = 0; tensor < alone.tensors().size(); ++tensor) {
+      const auto& [reference, residual] = state[tensor];
       for (std::size_t i = 0; i < alone.tensors()[tensor].elements; ++i) {
-        const double sum = static_cast<double>(codec.reference(tensor)[i]) +
-                           static_cast<double>(codec.residual(tensor)[i]);
+        const double sum = static_cast<double>(reference[i]) + static_cast<double>(residual[i]);
         ASSERT_NEAR(sum, alone.get(tensor, i), 2e-5);
         ASSERT_NEAR(simulation.modules[0].get(tensor, i), alone.get(tensor, i), 2e-5);
       }
@@ -151,26 +170,31 @@ TEST(WeightsCodec, EverythingSentIsTheMeanOfTheMoves) {
     }
     simulation.step(0.02);
     for (std::size_t tensor = 0; tensor < start.tensors().size(); ++tensor) {
+      std::vector<std::vector<float>> references;
+      for (const WeightsCodec& codec : simulation.codecs) {
+        references.push_back(codec.reference(tensor));
+        for (const float r : codec.residual(tensor)) {
+          ASSERT_EQ(r, 0.0F);
+        }
+      }
       for (std::size_t i = 0; i < start.tensors()[tensor].elements; ++i) {
         double mean = 0.0;
         for (const Module& module : after) {
           mean += module.get(tensor, i) / 4;
         }
-        for (const WeightsCodec& codec : simulation.codecs) {
-          ASSERT_NEAR(static_cast<double>(codec.reference(tensor)[i]), mean, 1e-6);
-          ASSERT_EQ(codec.residual(tensor)[i], 0.0F);
+        for (const std::vector<float>& reference : references) {
+          ASSERT_NEAR(static_cast<double>(reference[i]), mean, 1e-6);
         }
-        ASSERT_EQ(simulation.modules[0].get(tensor, i),
-                  static_cast<double>(simulation.codecs[0].reference(tensor)[i]));
+        ASSERT_EQ(simulation.modules[0].get(tensor, i), static_cast<double>(references[0][i]));
       }
     }
   }
 }
 
 TEST(WeightsCodec, ThreadsChangeNoBit) {
-  const auto run = [](int threads) {
+  const auto run = [](int threads, std::size_t turns) {
     tbb::task_arena arena(threads);
-    Simulation simulation(mixed_tensors(), {6, 1}, {.ranks = 2});
+    Simulation simulation(mixed_tensors(), {6, 1}, {.ranks = 2, .turns = turns});
     std::vector<std::vector<std::byte>> records;
     std::vector<double> moves;
     for (int step = 0; step < 8; ++step) {
@@ -182,9 +206,54 @@ TEST(WeightsCodec, ThreadsChangeNoBit) {
                       flat(simulation.codecs[1], true), simulation.codecs[1].checksum());
   };
   const tbb::global_control allow(tbb::global_control::max_allowed_parallelism, 5);
-  const auto one = run(1);
-  EXPECT_EQ(run(2), one);
-  EXPECT_EQ(run(5), one);
+  for (const std::size_t turns : {std::size_t{1}, std::size_t{16}}) {
+    const auto one = run(1, turns);
+    EXPECT_EQ(run(2, turns), one);
+    EXPECT_EQ(run(5, turns), one);
+  }
+}
+
+TEST(WeightsCodec, OnlyWeightsWhoseTurnItIsAreTouched) {
+  constexpr std::size_t kTurns = 5;
+  Module module(mixed_tensors());
+  std::mt19937 random(3);
+  module.move(random, 1.0);
+  WeightsCodec codec(module.geometry(kTurns), {6, 1});
+  codec.begin(module.views());
+  ParsedRecord own;
+  bool in_flight = false;
+  for (std::uint64_t number = 1; number <= 12; ++number) {
+    module.move(random, 0.02);
+    Module before = module;
+    const std::vector<Contribution> contributions{{&own, 1.0F}};
+    const Due due{contributions, 0, 2.0F};
+    const Step step = codec.advance(module.views(), number, in_flight ? &due : nullptr, 0.5F, 0.5F);
+    ParsedRecord sent = codec.parse(step.record, number);
+    EXPECT_EQ(sent.turn, number % kTurns);
+    std::size_t changed = 0;
+    for (std::size_t tensor = 0; tensor < module.tensors().size(); ++tensor) {
+      for (std::size_t i = 0; i < module.tensors()[tensor].elements; ++i) {
+        const std::size_t turn = i / kTurnElements % kTurns;
+        const bool looked_at = turn == number % kTurns || (in_flight && turn == own.turn);
+        const bool same = module.get(tensor, i) == before.get(tensor, i);
+        ASSERT_TRUE(looked_at || same) << "tensor " << tensor << " element " << i;
+        changed += same ? 0 : 1;
+      }
+    }
+    EXPECT_GT(changed, 0U);
+    own = std::move(sent);
+    in_flight = true;
+  }
+}
+
+TEST(WeightsCodec, RecordsOfTwoTurnsAreNotOneExchange) {
+  Module module(float_tensors());
+  WeightsCodec codec(module.geometry(4), {6, 1});
+  codec.begin(module.views());
+  const ParsedRecord first = codec.parse(codec.empty_record(1), 1);
+  const ParsedRecord second = codec.parse(codec.empty_record(2), 2);
+  const std::vector<Contribution> contributions{{&first, 0.5F}, {&second, 0.5F}};
+  EXPECT_THROW(codec.apply({contributions, 0, 1.0F}), std::invalid_argument);
 }
 
 }  // namespace
