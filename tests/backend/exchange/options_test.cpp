@@ -19,7 +19,12 @@ std::string message_of(const StringMap& environment, const StringMap& overrides)
 TEST(Options, DefaultsAreThoseOfTheContract) {
   const Options options = resolve_options({}, {});
   EXPECT_EQ(options.mode, Mode::automatic);
-  EXPECT_EQ(options.k, 6U);
+  EXPECT_EQ(options.k, 10U);
+  EXPECT_EQ(options.turns(), 16U);
+  EXPECT_EQ(resolve_options({{"DISTRO_MODE", "ef"}}, {}).k, 6U);
+  EXPECT_EQ(resolve_options({{"DISTRO_MODE", "ef"}}, {{"k", "10"}}).k, 10U);
+  EXPECT_EQ(resolve_options({}, {{"turns", "3"}}).turns(), 3U);
+  EXPECT_EQ(resolve_options({{"DISTRO_K", "4096"}}, {}).turns(), 1U);
   EXPECT_EQ(options.delay, 1);
   EXPECT_FALSE(options.gain);
   EXPECT_FALSE(options.share);
