@@ -51,6 +51,10 @@ class EventFd {
 struct Registry {
   std::mutex mutex;
   std::weak_ptr<IoService> service;
+  // Never used: as long as a context is there, ZeroMQ does not take down libpgm, whose
+  // initialisation would race with it where one thread closes the last channel and another opens
+  // the next.
+  zmq::context_t keeper;
 };
 
 Registry& registry() {
