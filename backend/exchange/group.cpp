@@ -13,9 +13,9 @@
 namespace distro::exchange {
 namespace {
 
-// Entries kept per 4096 up to which an exchange may travel during a step without harm: 6 and 32
-// were measured to train well, 128 not (integration/quickstart --k 6 32 128, with and without
-// DISTRO_DELAY=0). Lower warns of what works, higher is silent about what does not.
+// Entries kept per 4096 up to which an exchange may travel during a step without harm: 10 and 32
+// were measured to train well, 128 worse than both (integration/studies/grids/k.json). Lower warns
+// of what works, higher is silent about what does not.
 constexpr std::uint32_t kLargestDelayedK = 48;
 
 // How long a rank that fails waits for the others to have heard why: its process may end the moment
@@ -41,9 +41,8 @@ std::shared_ptr<Group> Group::join(const Identity& identity, const Options& opti
     transport::log_once(transport::LogLevel::warning, "delayed k",
                         fmt::format("DISTRO_K={} with DISTRO_DELAY=1: what many entries tell comes "
                                     "a step late, and trainings in which "
-                                    "more than {} of 4096 travelled so ended worse than without "
-                                    "communication. Use DISTRO_DELAY=0, "
-                                    "or fewer entries.",
+                                    "more than {} of 4096 travelled so ended worse than with "
+                                    "fewer. Use DISTRO_DELAY=0, or fewer entries.",
                                     options.k, kLargestDelayedK));
   }
   Meeting meeting;
