@@ -43,9 +43,9 @@ struct Copy {
 
 /// A module, its codec, and what kPeers participants sent.
 struct Bucket {
-  explicit Bucket(WeightsConfig config)
+  explicit Bucket(WeightsConfig config, std::size_t turns = 1)
       : x(kElements),
-        codec(Geometry(std::vector<std::size_t>{kElements}), config),
+        codec(Geometry(std::vector<std::size_t>{kElements}, turns), config),
         views{{x.data(), kernels::DType::f32, kElements}} {
     std::mt19937 random(1);
     std::normal_distribution<float> normal;
@@ -94,6 +94,13 @@ void sync(benchmark::State& state, WeightsConfig config) {
   Bucket bucket(config);
   const Due due{std::span(bucket.contributions).first(1), 0, 1.0F};
   measure(state, [&] { bucket.codec.advance(bucket.views, 0, &due, 0.5F, 0.5F); });
+}
+
+/// The exchange that is due is of the turn before.
+void sync_in_turns(benchmark::State& state, WeightsConfig config) {
+  Bucket bucket(config, default_turns(config.k));
+  const Due due{bucket.contributions, 0, 1.0F};
+  measure(state, [&] { bucket.codec.advance(bucket.views, 1, &due, 1.0F, 1.0F); });
 }
 
 void sync_8_peers(benchmark::State& state, WeightsConfig config) {
@@ -172,6 +179,10 @@ BENCHMARK_CAPTURE(sync, scalar, with(kernels::Isa::scalar))->Arg(1)->UseManualTi
 BENCHMARK_CAPTURE(sync, avx2, with(kernels::Isa::avx2))->Arg(1)->UseManualTime();
 BENCHMARK_CAPTURE(sync, avx512, with(kernels::Isa::avx512))->Arg(1)->Arg(2)->UseManualTime();
 BENCHMARK_CAPTURE(sync, k48, with(kernels::Isa::avx512, 48))->Arg(1)->UseManualTime();
+BENCHMARK_CAPTURE(sync_in_turns, k10, with(kernels::Isa::avx512, 10))
+    ->Arg(1)
+    ->Arg(2)
+    ->UseManualTime();
 BENCHMARK_CAPTURE(sync_8_peers, k6, with(kernels::Isa::avx512))->Arg(1)->Arg(2)->UseManualTime();
 BENCHMARK_CAPTURE(apply_8_peers, k6, with(kernels::Isa::avx512))->Arg(1)->Arg(2)->UseManualTime();
 BENCHMARK_CAPTURE(parse_8_peers, k6, with(kernels::Isa::avx512))->Arg(1)->Arg(2)->UseManualTime();
