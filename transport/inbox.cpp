@@ -258,24 +258,23 @@ std::string Inbox::trouble(int peer) const {
   return box(peer).state == PeerState::away ? how_broken(peer) : "";
 }
 
+bool Inbox::silent(const Box& peer, Deadline since) {
+  return peer.state == PeerState::connected && peer.last_heard < since;
+}
+
 void Inbox::await_answers(Deadline asked, Deadline until) {
-  const auto silent = [&](const Box& peer) {
-    return peer.state == PeerState::connected && peer.last_heard < asked;
-  };
+  const auto unanswered = [&](const Box& peer) { return silent(peer, asked); };
   std::unique_lock lock(mutex_);
   ++listening_;
-  while (!closed_ && Clock::now() < until && std::ranges::any_of(boxes_, silent)) {
+  while (!closed_ && Clock::now() < until && std::ranges::any_of(boxes_, unanswered)) {
     changed_.wait_until(lock, until);
   }
   --listening_;
 }
 
 std::optional<PeerError> Inbox::suspect(Deadline asked, Deadline until) {
-  const auto silent = [&](const Box& peer) {
-    return peer.state == PeerState::connected && peer.last_heard < asked;
-  };
   const auto in_doubt = [&](const Box& peer) {
-    return silent(peer) || peer.state == PeerState::away || peer.state == PeerState::left;
+    return silent(peer, asked) || peer.state == PeerState::away || peer.state == PeerState::left;
   };
   const auto beyond = [](const Box& peer) { return peer.state == PeerState::beyond; };
   std::unique_lock lock(mutex_);
@@ -310,7 +309,7 @@ std::optional<PeerError> Inbox::suspect(Deadline asked, Deadline until) {
     }
   }
   for (int peer = 0; peer < static_cast<int>(boxes_.size()); ++peer) {
-    if (silent(box(peer))) {
+    if (silent(box(peer), asked)) {
       return PeerTimeout(
           peer,
           fmt::format(

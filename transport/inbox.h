@@ -99,6 +99,8 @@ class Inbox {
     Deadline last_heard = Deadline::min();
   };
 
+  /// Connected, and nothing was heard of it since.
+  [[nodiscard]] static bool silent(const Box& peer, Deadline since);
   Taken take(int peer);
   std::optional<Taken> take_any();
   void throw_if_in_vain(int peer) const;

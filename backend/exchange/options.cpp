@@ -29,9 +29,8 @@ struct BadValue {};
 // Lower: what keeps the ranks connected would not fit.
 constexpr std::uint64_t kLeastRate = 1000;
 
-// As many as 857 times fewer bytes than the gradient in bf16 allow (docs/protocol.md, 4). Where
-// weights take turns, the index of an entry costs fewer bits.
-constexpr std::uint32_t kDefaultKOfWeights = 10;
+// As the default of weights, as many as 857 times fewer bytes than in bf16 allow (docs/protocol.md,
+// 4); gradients take no turns, so that an index costs more bits.
 constexpr std::uint32_t kDefaultKOfGradients = 6;
 
 // More: weights are looked at so seldom that what a participant moved in between is news of long
@@ -356,8 +355,9 @@ Options resolve_options(const StringMap& environment, const StringMap& overrides
     }
     set(options, *found, fmt::format("Options({})", name), text);
   }
-  if (!environment.contains("DISTRO_K") && !overrides.contains("k")) {
-    options.k = exchanges_gradients(options.mode) ? kDefaultKOfGradients : kDefaultKOfWeights;
+  if (exchanges_gradients(options.mode) && !environment.contains("DISTRO_K") &&
+      !overrides.contains("k")) {
+    options.k = kDefaultKOfGradients;
   }
   if (!options.site.empty() && exchanges_gradients(options.mode)) {
     throw OptionError(

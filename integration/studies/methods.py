@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,10 +110,10 @@ class Weights(Method):
         return [torch.tensor(reference) for reference, _ in state]
 
 
-def _top(values: Tensor, k: int, tile: int = TILE) -> tuple[Tensor, Tensor]:
+def _top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Of [n, elements], per tile the k largest by magnitude: (a mask, the tiles), padded."""
     n, elements = values.shape
-    tiles = functional.pad(values, (0, -elements % tile)).view(n, -1, tile)
+    tiles = functional.pad(values, (0, -elements % TILE)).view(n, -1, TILE)
     index = tiles.abs().topk(k, dim=2, sorted=False).indices
     return torch.zeros_like(tiles, dtype=torch.bool).scatter_(2, index, True), tiles
 
@@ -144,58 +144,6 @@ class _Flat(Method):
 
     def reference(self, weights: Sequence[Tensor]) -> list[Tensor] | None:
         return None if self.w is None else list(self.w.split(self.sizes))
-
-
-class Rotating(_Flat):
-    """A share of 1: x = W + R, and only every c-th run of weights may be sent at a step.
-
-    All participants look at the same runs, one of c at each step, so that an index costs log2 c
-    bits less and a step touches 1/c of the memory. Of those, the `kept` part is sent, as signs.
-
-    Args:
-        c: steps until all weights had their turn.
-        run: consecutive weights that take turns together.
-        kept: part of what is looked at; default: as many bits as k = 6 of 4096 costs.
-        gain: default: sqrt n.
-        scale_elements: how many weights that are looked at share one 16-bit scale.
-    """
-
-    KEPT: ClassVar = {1: 0.00146, 2: 0.0037, 4: 0.0082, 8: 0.0177, 16: 0.042, 32: 0.104, 64: 0.296}
-
-    def __init__(
-        self,
-        weights: Sequence[Tensor],
-        c: int = 16,
-        run: int = 16,
-        kept: float | None = None,
-        gain: float | None = None,
-        scale_elements: int = 1024,
-    ) -> None:
-        super().__init__(weights)
-        self.c, self.kept = c, self.KEPT[c] if kept is None else kept
-        self.gain = math.sqrt(self.n) if gain is None else gain
-        self.scale_elements = scale_elements
-        turn = torch.arange(self.elements) // run % c
-        self.turns = [torch.nonzero(turn == i).flatten() for i in range(c)]
-        self.due: tuple[Tensor, Tensor] | None = None
-
-    def exchange(self, x: Tensor, w: Tensor) -> bool:
-        arrived = self.due
-        at = self.turns[self.steps % self.c]
-        r = x[:, at] - w[at]
-        mask, tiles = _top(r, round(self.kept * self.scale_elements), self.scale_elements)
-        magnitude = (tiles.abs() * mask).sum(2, keepdim=True) / mask.sum(2, keepdim=True)
-        q = (tiles.sign() * mask * magnitude).view(self.n, -1)[:, : len(at)]
-        self.due = (at, q)
-        if arrived is not None:  # its own is in x until the exchange is applied
-            then, sent = arrived
-            move = self.gain * sent.mean(0)
-            w[then] += move
-            x[:, then] += move - sent
-        p = self.kept
-        entropy = -p * math.log2(p) - (1 - p) * math.log2(1 - p) if p < 1 else 0.0
-        self.bits += len(at) * (entropy + p) + 16 * len(at) / self.scale_elements
-        return True
 
 
 class DiLoCo(_Flat):
@@ -308,7 +256,6 @@ class Sparta(_Flat):
 METHODS: dict[str, Callable[..., Method]] = {
     "alone": lambda _weights: Alone(),
     "weights": Weights,
-    "rotating": Rotating,
     "diloco": DiLoCo,
     "sparseloco": SparseLoCo,
     "sparta": Sparta,
@@ -325,6 +272,6 @@ def make(
         normalises: whether the optimizer's steps have a length of their own, as Adam's; where they
             have not, as SGD's, the backend's own gain is 1.
     """
-    if name in ("weights", "rotating") and not normalises:
+    if name == "weights" and not normalises:
         settings = {"gain": 1.0, **settings}
     return METHODS[name](weights, **settings)

@@ -58,6 +58,21 @@ class Run:
     method_settings: dict[str, Any] = field(default_factory=dict)
 
 
+def result_of(
+    run: Run, parameters: int, bits: float, curve: list[dict[str, float]], seconds: float
+) -> dict[str, Any]:
+    """A line of the results; `bits`: what one participant has sent in all."""
+    return {
+        "run": asdict(run),
+        "parameters": parameters,
+        "bits_a_parameter_and_step": bits / parameters / run.steps,
+        "against_bf16": 16 * parameters * run.steps / bits if bits else None,
+        "final": curve[-1],
+        "curve": curve,
+        "seconds": seconds,
+    }
+
+
 def train(run: Run) -> dict[str, Any]:
     """Train; the settings, the losses and the bits sent."""
     return Training(run).result()
@@ -173,12 +188,4 @@ class Training:
         parameters = sum(weight[0].numel() for weight in self.weights)
         dense = run.method == "dense"
         bits = 32.0 * parameters * run.steps if dense else self.method.bits
-        return {
-            "run": asdict(run),
-            "parameters": parameters,
-            "bits_a_parameter_and_step": bits / parameters / run.steps,
-            "against_bf16": 16 * parameters * run.steps / bits if bits else None,
-            "final": curve[-1],
-            "curve": curve,
-            "seconds": time.perf_counter() - begin,
-        }
+        return result_of(run, parameters, bits, curve, time.perf_counter() - begin)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import train_gpt
 from launch import torchrun
-from participants import Run
+from participants import Run, result_of
 
 BACKENDS = {"dense": "gloo", "alone": "none", "weights": "distro"}
 VARIABLES = {
@@ -60,12 +59,4 @@ def train(run: Run) -> dict[str, Any]:
     bits = 8.0 * (own["gradient_bytes"] if run.method == "dense" else own["payload_bytes_sent"])
     if run.method == "weights":
         bits /= run.participants - 1  # it counts what it sent to each
-    return {
-        "run": asdict(run),
-        "parameters": parameters,
-        "bits_a_parameter_and_step": bits / parameters / run.steps,
-        "against_bf16": 16 * parameters * run.steps / bits if bits else None,
-        "final": curve[-1],
-        "curve": curve,
-        "seconds": time.perf_counter() - begin,
-    }
+    return result_of(run, parameters, bits, curve, time.perf_counter() - begin)
