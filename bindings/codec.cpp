@@ -1,9 +1,10 @@
 #include "bindings/codec.h"
 
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
-#include <cstring>
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <string>
@@ -34,7 +35,7 @@ class Codec {
         const std::optional<at::Device>& device, std::size_t turns) {
     const plugins::WeightsConfig config{k, value_bits, kernels::best_isa()};
     plugins::Geometry geometry(elements, turns);
-    codec_ = device ? c10d_backend::device_codecs(*device)(std::move(geometry), config)
+    codec_ = device ? c10d_backend::device_codecs(with_index(*device))(std::move(geometry), config)
                     : plugins::make_host_codec(std::move(geometry), config);
   }
 
@@ -59,19 +60,20 @@ class Codec {
 
   void leave(const Tensors& x, float share) { codec_->leave(views(x), share); }
 
-  std::vector<std::pair<std::vector<float>, std::vector<float>>> state(const Tensors& x,
-                                                                       float share) {
-    std::vector<std::pair<std::vector<float>, std::vector<float>>> result;
-    for (auto& tensor : codec_->state(views(x), share)) {
-      result.emplace_back(std::move(tensor.reference), std::move(tensor.residual));
+  // (W, R) of each tensor: flat fp32 tensors in host memory.
+  using State = std::vector<std::pair<at::Tensor, at::Tensor>>;
+
+  State state(const Tensors& x, float share) {
+    State result;
+    for (const auto& tensor : codec_->state(views(x), share)) {
+      result.emplace_back(tensor_of(tensor.reference), tensor_of(tensor.residual));
     }
     return result;
   }
 
-  void restore_state(
-      const std::vector<std::pair<std::vector<float>, std::vector<float>>>& tensors) {
+  void restore_state(const State& tensors) {
     for (std::size_t i = 0; i < tensors.size(); ++i) {
-      codec_->restore_state(i, tensors[i].first, tensors[i].second);
+      codec_->restore_state(i, values_of(tensors[i].first), values_of(tensors[i].second));
     }
     codec_->rehash();
   }
@@ -104,6 +106,23 @@ class Codec {
     std::vector<plugins::Contribution> contributions_;
     std::optional<plugins::Due> due_;
   };
+
+  /// The current one of its type where none is said, as everywhere in torch.
+  static at::Device with_index(at::Device device) {
+    return device.is_cpu() || device.has_index()
+               ? device
+               : c10::impl::VirtualGuardImpl(device.type()).getDevice();
+  }
+
+  static at::Tensor tensor_of(const std::vector<float>& values) {
+    at::Tensor tensor = at::empty({static_cast<std::int64_t>(values.size())}, at::kFloat);
+    std::ranges::copy(values, tensor.mutable_data_ptr<float>());
+    return tensor;
+  }
+
+  static std::span<const float> values_of(const at::Tensor& tensor) {
+    return {tensor.const_data_ptr<float>(), static_cast<std::size_t>(tensor.numel())};
+  }
 
   static std::vector<plugins::TensorView> views(const Tensors& x) {
     std::vector<plugins::TensorView> result;

@@ -40,8 +40,8 @@ struct Due {
 struct Step {
   std::vector<std::byte> record;  ///< The record's body, ready for the wire.
   double move_mean = 0.0;         ///< Mean |move| of a weight that was looked at, in a step.
-  /// First tensor with a non-finite weight. Then the record is empty and W, R and x are as they
-  /// were.
+  /// First tensor with a non-finite weight, where one that was looked at is not finite. Then the
+  /// record is empty and W, R and x are as they were.
   std::optional<std::size_t> non_finite;
 };
 

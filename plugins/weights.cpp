@@ -21,6 +21,7 @@ constexpr std::size_t kNone = std::numeric_limits<std::size_t>::max();
 struct RunResult {
   double moved = 0.0;
   std::uint64_t checksum = 0;  ///< Change, or for a dense pass the sum.
+  bool finite = true;
 };
 
 // Weights that one task looks at for non-finite ones. Fewer: the tasks cost more than they do;
@@ -93,9 +94,10 @@ struct WeightsCodec::State {
     const float* restore = nullptr;  ///< share after
   };
 
-  /// Of all weights, whosever turn it is: a weight that is not finite spreads within a step, and
-  /// where it was first would not be known any more.
+  /// Of all weights, whosever turn it is.
   [[nodiscard]] std::optional<std::size_t> find_non_finite(std::span<const TensorView> x);
+  /// Whether all weights of a turn are finite.
+  [[nodiscard]] bool finite(std::size_t turn, std::span<const TensorView> x);
   /// Per tile: absorb, apply, select, restore. Adds up the checksum; returns the sum of |move|.
   double run(std::size_t turn, const Pass& pass);
   void run_tiles(std::size_t turn, const Pass& pass, std::size_t run);
@@ -170,6 +172,14 @@ std::optional<std::size_t> WeightsCodec::State::find_non_finite(std::span<const 
   return first == kNone ? std::nullopt : std::optional(first.load());
 }
 
+bool WeightsCodec::State::finite(std::size_t turn, std::span<const TensorView> x) {
+  for_each_tile(turn, [&](const Tile& tile, std::size_t, RunResult& result) {
+    result.finite = result.finite && finite_tile(kernels, geometry, tile, x);
+  });
+  return std::ranges::all_of(std::span(results).first(geometry.runs(turn).size()),
+                             [](const RunResult& result) { return result.finite; });
+}
+
 void WeightsCodec::State::run_tiles(std::size_t turn, const Pass& pass, std::size_t run) {
   const TileRun& tiles = geometry.runs(turn)[run];
   const RecordCoder& coder = coders[turn];
@@ -216,8 +226,10 @@ Step WeightsCodec::State::step(std::uint64_t number, const Pass& pass) {
   // The weights of the exchange that is due had the turn before.
   const bool two_turns = pass.due != nullptr && pass.due->turn() != turn;
   Step step;
-  step.non_finite = find_non_finite(pass.x);
-  if (step.non_finite) {
+  // Before anything changes. What is not looked at is not sent either, and is not finite at its
+  // turn.
+  if (!finite(turn, pass.x) || (two_turns && !finite(pass.due->turn(), pass.x))) {
+    step.non_finite = find_non_finite(pass.x);
     return step;
   }
   Pass of_turn = pass;

@@ -13,6 +13,10 @@
 /// are all tensors of the geometry.
 namespace distro::plugins {
 
+/// Whether all |x| of the tile are below kernels::kLargestWeight.
+[[nodiscard]] bool finite_tile(const kernels::KernelTable& kernels, const Geometry& geometry,
+                               const Tile& tile, std::span<const TensorView> x) noexcept;
+
 /// W = x rounded to fp32.
 void adopt_tile(const kernels::KernelTable& kernels, const Geometry& geometry, const Tile& tile,
                 std::span<const TensorView> x, float* w) noexcept;

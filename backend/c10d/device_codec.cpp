@@ -130,13 +130,27 @@ std::optional<std::size_t> DeviceCodec::first_non_finite(Views x) {
   return first;
 }
 
+bool DeviceCodec::finite(std::initializer_list<const Chunks*> looked_at) const {
+  std::vector<at::Tensor> largest;
+  for (const Chunks* chunks : looked_at) {
+    for (const auto& chunk : *chunks) {
+      largest.push_back(
+          at::linalg_vector_norm(chunk.weights(), std::numeric_limits<double>::infinity())
+              .to(at::kDouble));
+    }
+  }
+  // Written so that a NaN fails it.
+  return largest.empty() ||
+         at::stack(largest).max().item<double>() < static_cast<double>(kernels::kLargestWeight);
+}
+
 std::optional<std::size_t> DeviceCodec::begin(Views x) {
   if (const auto bad = first_non_finite(x)) {
     return bad;
   }
   const PlainArithmetic plain;
-  for (const Turn& turn : turns_) {
-    for (const auto& chunk : turn.layout.chunks(x, device_)) {
+  for (std::size_t turn = 0; turn < turns_.size(); ++turn) {
+    for (const auto& chunk : chunks(turn, x)) {
       w_.narrow(0, chunk.begin, chunk.slots).copy_(chunk.weights());
     }
   }
@@ -145,10 +159,14 @@ std::optional<std::size_t> DeviceCodec::begin(Views x) {
   return std::nullopt;
 }
 
-at::Tensor DeviceCodec::absorb(std::size_t turn, Views x, float share,
+DeviceCodec::Chunks DeviceCodec::chunks(std::size_t turn, Views x) const {
+  return turns_[turn].layout.chunks(x, device_);
+}
+
+at::Tensor DeviceCodec::absorb(const Chunks& chunks, float share,
                                const at::Tensor& residual) const {
   at::Tensor moved = at::zeros({}, w_.options().dtype(at::kDouble));
-  for (const auto& chunk : turns_[turn].layout.chunks(x, device_)) {
+  for (const auto& chunk : chunks) {
     const at::Tensor w = w_.narrow(0, chunk.begin, chunk.slots);
     const at::Tensor r = residual.narrow(0, chunk.begin, chunk.slots);
     const at::Tensor before = left(w, r, share, chunk.type);
@@ -161,8 +179,8 @@ at::Tensor DeviceCodec::absorb(std::size_t turn, Views x, float share,
   return moved;
 }
 
-void DeviceCodec::restore(std::size_t turn, Views x, float share) const {
-  for (const auto& chunk : turns_[turn].layout.chunks(x, device_)) {
+void DeviceCodec::restore(const Chunks& chunks, float share) const {
+  for (const auto& chunk : chunks) {
     chunk.assign(left(w_.narrow(0, chunk.begin, chunk.slots),
                       r_.narrow(0, chunk.begin, chunk.slots), share, chunk.type));
   }
@@ -282,84 +300,61 @@ std::vector<std::byte> DeviceCodec::write(std::size_t turn, const at::Tensor& ke
   });
 }
 
-plugins::Step DeviceCodec::finish(std::uint64_t number, const at::Tensor& keys,
-                                  const at::Tensor& moved) {
-  plugins::Step step;
-  step.record = write(geometry_.turn_of(number), to_host(keys));
-  step.move_mean = mean_of(number, moved);
-  return step;
-}
-
-double DeviceCodec::mean_of(std::uint64_t number, const at::Tensor& moved) const {
-  return plugins::mean_move(geometry_, number, moved.item<double>());
-}
-
-void DeviceCodec::catch_up(std::size_t turn, Views x, const plugins::Due* due, float share_before,
-                           float share_after) {
-  if (due != nullptr && due->turn() != turn) {
-    static_cast<void>(absorb(due->turn(), x, share_before, r_));
-    exchange(*due);
-    restore(due->turn(), x, share_after);
+plugins::Step DeviceCodec::step(Views x, std::uint64_t number, const plugins::Due* due,
+                                float share_before, const float* share_after, bool selects) {
+  check(geometry_, x);
+  if (due != nullptr) {
+    check(geometry_, *due);
   }
+  const PlainArithmetic plain;
+  const std::size_t turn = geometry_.turn_of(number);
+  const Chunks of_turn = chunks(turn, x);
+  // The weights of the exchange that is due had the turn before.
+  const bool two_turns = due != nullptr && due->turn() != turn;
+  const Chunks of_due = two_turns ? chunks(due->turn(), x) : Chunks{};
+  if (!finite({&of_turn, &of_due})) {
+    return {{}, 0.0, first_non_finite(x)};
+  }
+  if (two_turns) {
+    static_cast<void>(absorb(of_due, share_before, r_));
+    exchange(*due);
+    restore(of_due, *share_after);
+  }
+  const at::Tensor moved = absorb(of_turn, share_before, r_);
+  if (due != nullptr && !two_turns) {
+    exchange(*due);
+  }
+  const at::Tensor keys = selects ? select(turn) : at::Tensor();
+  if (share_after != nullptr) {
+    restore(of_turn, *share_after);  // before the host waits for the keys
+  }
+  plugins::Step step;
+  if (selects) {
+    step.record = write(turn, to_host(keys));
+  }
+  step.move_mean = plugins::mean_move(geometry_, number, moved.item<double>());
+  return step;
 }
 
 plugins::Step DeviceCodec::advance(Views x, std::uint64_t number, const plugins::Due* due,
                                    float share_before, float share_after) {
-  check(geometry_, x);
-  if (due != nullptr) {
-    check(geometry_, *due);
-  }
-  const std::size_t turn = geometry_.turn_of(number);
-  if (const auto bad = first_non_finite(x)) {
-    return {{}, 0.0, bad};
-  }
-  const PlainArithmetic plain;
-  catch_up(turn, x, due, share_before, share_after);
-  const at::Tensor moved = absorb(turn, x, share_before, r_);
-  if (due != nullptr && due->turn() == turn) {
-    exchange(*due);
-  }
-  const at::Tensor keys = select(turn);
-  restore(turn, x, share_after);  // before the host waits for the keys
-  return finish(number, keys, moved);
+  return step(x, number, due, share_before, &share_after, true);
 }
 
 plugins::Step DeviceCodec::follow(Views x, std::uint64_t number, const plugins::Due* due,
                                   float share_before, float share_after) {
-  check(geometry_, x);
-  if (due != nullptr) {
-    check(geometry_, *due);
-  }
-  const std::size_t turn = geometry_.turn_of(number);
-  if (const auto bad = first_non_finite(x)) {
-    return {{}, 0.0, bad};
-  }
-  const PlainArithmetic plain;
-  catch_up(turn, x, due, share_before, share_after);
-  const at::Tensor moved = absorb(turn, x, share_before, r_);
-  if (due != nullptr && due->turn() == turn) {
-    exchange(*due);
-  }
-  restore(turn, x, share_after);
-  return {{}, mean_of(number, moved), std::nullopt};
+  return step(x, number, due, share_before, &share_after, false);
 }
 
 plugins::Step DeviceCodec::encode(Views x, std::uint64_t number, float share_before) {
-  check(geometry_, x);
-  const std::size_t turn = geometry_.turn_of(number);
-  if (const auto bad = first_non_finite(x)) {
-    return {{}, 0.0, bad};
-  }
-  const PlainArithmetic plain;
-  const at::Tensor moved = absorb(turn, x, share_before, r_);
-  return finish(number, select(turn), moved);
+  return step(x, number, nullptr, share_before, nullptr, true);
 }
 
 void DeviceCodec::settle(Views x, const plugins::Due& due, float share_after) {
   check(geometry_, x);
   apply(due);
   const PlainArithmetic plain;
-  restore(due.turn(), x, share_after);
+  restore(chunks(due.turn(), x), share_after);
 }
 
 void DeviceCodec::exchange(const plugins::Due& due) {
@@ -377,7 +372,7 @@ void DeviceCodec::leave(Views x, float share) {
   check(geometry_, x);
   const PlainArithmetic plain;
   for (std::size_t turn = 0; turn < turns_.size(); ++turn) {
-    restore(turn, x, share);
+    restore(chunks(turn, x), share);
   }
 }
 
@@ -400,7 +395,7 @@ std::vector<plugins::TensorState> DeviceCodec::state(Views x, float share) {
   const PlainArithmetic plain;
   at::Tensor residual = r_.clone();
   for (std::size_t turn = 0; turn < turns_.size(); ++turn) {
-    static_cast<void>(absorb(turn, x, share, residual));
+    static_cast<void>(absorb(chunks(turn, x), share, residual));
   }
   residual = residual.cpu();
   const at::Tensor reference = w_.cpu();

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <span>
@@ -64,23 +65,26 @@ class DeviceCodec final : public plugins::ModuleCodec {
     plugins::RecordCoder coder;
   };
 
-  /// residual += what the optimizer did, in one turn. Returns the sum of |move|, a scalar on the
-  /// device.
-  [[nodiscard]] at::Tensor absorb(std::size_t turn, Views x, float share,
+  /// A turn's weights in the script's tensors.
+  using Chunks = std::vector<DeviceLayout::Chunk>;
+
+  [[nodiscard]] Chunks chunks(std::size_t turn, Views x) const;
+  /// Whether all of these weights are finite. The host waits for the device.
+  [[nodiscard]] bool finite(std::initializer_list<const Chunks*> looked_at) const;
+  /// residual += what the optimizer did to these weights. Returns the sum of |move|, a scalar on
+  /// the device.
+  [[nodiscard]] at::Tensor absorb(const Chunks& chunks, float share,
                                   const at::Tensor& residual) const;
-  void restore(std::size_t turn, Views x, float share) const;
+  void restore(const Chunks& chunks, float share) const;
   void move_reference(const plugins::Due& due);
   void take_from_residual(const plugins::ParsedRecord& own);
   void exchange(const plugins::Due& due);
-  /// Absorb, apply and restore the weights of an exchange that is due if they are of another turn.
-  void catch_up(std::size_t turn, Views x, const plugins::Due* due, float share_before,
-                float share_after);
   /// The largest entries of R by tile, as keys [tiles, k] on the device (see the source).
   [[nodiscard]] at::Tensor select(std::size_t turn) const;
   [[nodiscard]] std::vector<std::byte> write(std::size_t turn, const at::Tensor& keys);
-  [[nodiscard]] plugins::Step finish(std::uint64_t number, const at::Tensor& keys,
-                                     const at::Tensor& moved);
-  [[nodiscard]] double mean_of(std::uint64_t number, const at::Tensor& moved) const;
+  /// One exchange; null: nothing is due, x is not written. With a due exchange x is written.
+  plugins::Step step(Views x, std::uint64_t number, const plugins::Due* due, float share_before,
+                     const float* share_after, bool selects);
   template <class Task>
   void for_each_run(std::size_t turn, const Task& task) const;
 

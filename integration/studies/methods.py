@@ -75,7 +75,9 @@ class Weights(Method):
         self.gain = math.sqrt(self.n) if gain is None else gain
         self.share = (1.0 if turns > 1 else self.gain / self.n) if share is None else share
         elements = [tensor[0].numel() for tensor in weights]
-        self.codecs = [core.Codec(elements, k, value_bits, turns=turns) for _ in range(self.n)]
+        # In host memory the codec that is faster there; on a device the one that works on it.
+        device = None if weights[0].is_cpu else weights[0].device
+        self.codecs = [core.Codec(elements, k, value_bits, device, turns) for _ in range(self.n)]
         self.begun = False
         self.number = 0
         self.in_flight: list[bytes] | None = None
@@ -107,7 +109,7 @@ class Weights(Method):
 
     def reference(self, weights: Sequence[Tensor]) -> list[Tensor] | None:
         state = self.codecs[0].state([tensor[0] for tensor in weights], self.share)
-        return [torch.tensor(reference) for reference, _ in state]
+        return [reference for reference, _ in state]
 
 
 def _top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -167,7 +169,7 @@ class DiLoCo(_Flat):
         self.every, self.outer_lr, self.momentum, self.bits_each = (
             every, outer_lr, momentum, bits_each,
         )  # fmt: skip
-        self.velocity = torch.zeros(self.elements)
+        self.velocity = torch.zeros(self.elements, device=weights[0].device)
 
     def exchange(self, x: Tensor, w: Tensor) -> bool:
         if self.steps % self.every:
@@ -207,7 +209,7 @@ class SparseLoCo(_Flat):
     ) -> None:
         super().__init__(weights)
         self.every, self.k, self.decay, self.outer_lr = every, k, decay, outer_lr
-        self.residual = torch.zeros(self.n, self.elements)
+        self.residual = torch.zeros(self.n, self.elements, device=weights[0].device)
 
     def exchange(self, x: Tensor, w: Tensor) -> bool:
         if self.steps % self.every:

@@ -73,21 +73,26 @@ def result_of(
     }
 
 
-def train(run: Run) -> dict[str, Any]:
-    """Train; the settings, the losses and the bits sent."""
-    return Training(run).result()
+def train(run: Run, device: str = "cpu") -> dict[str, Any]:
+    """Train on this device; the settings, the losses and the bits sent."""
+    if device != "cpu":
+        # TF32 where there is such a thing: what trainings on a GPU use.
+        torch.set_float32_matmul_precision("high")
+        # vmap gives its gradient strides that it refuses.
+        torch.backends.cuda.enable_mem_efficient_sdp(False)
+    return Training(run, torch.device(device)).result()
 
 
 class Training:
-    """The participants of one run."""
+    """The participants of one run, on one device."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, device: torch.device) -> None:
         # torch says that it has no batched attention on CPUs; it is computed one by one.
         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-        self.run = run
+        self.run, self.device = run, device
         self.task = TASKS[run.task](**run.task_settings)
         torch.manual_seed(run.seed)
-        self.template = self.task.model()
+        self.template = self.task.model().to(device)
         dense = run.method == "dense"
         self.n = 1 if dense else run.participants
         self.names = [name for name, _ in self.template.named_parameters()]
@@ -117,7 +122,11 @@ class Training:
         self.generators = [
             torch.Generator().manual_seed(1000 * run.seed + i) for i in range(run.participants)
         ]
-        self.validation = self.task.validation()
+        self.validation = [self.placed(batch) for batch in self.task.validation()]
+
+    def placed(self, batch: Batch) -> Batch:
+        inputs, targets = (part.to(self.device, non_blocking=True) for part in batch)
+        return inputs, targets
 
     def batches(self) -> Batch:
         """[n, rows, ...]: the next batch of each; of `dense`, all in one."""
@@ -125,7 +134,7 @@ class Training:
         inputs, targets = (
             torch.cat(part).unflatten(0, (self.n, -1)) for part in zip(*drawn, strict=True)
         )
-        return inputs, targets
+        return self.placed((inputs, targets))
 
     def losses(self, weights: Sequence[Tensor], batch: Batch) -> Tensor:
         """[n]"""
@@ -174,7 +183,7 @@ class Training:
             reference = self.method.reference(self.weights)
             if reference is not None:
                 pairs = zip(reference, self.weights, strict=True)
-                found["W"] = self.loss_of([w.view(x.shape[1:]) for w, x in pairs])
+                found["W"] = self.loss_of([w.to(x.device).view(x.shape[1:]) for w, x in pairs])
         return found
 
     def result(self) -> dict[str, Any]:

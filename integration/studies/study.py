@@ -69,14 +69,16 @@ def read(path: Path) -> list[Result]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _one(run: Run) -> Result:
+def _one(run: Run, device: str) -> Result:
     import torch
 
     torch.set_num_threads(1)
-    return (processes if run.engine == "processes" else participants).train(run)
+    if run.engine == "processes":
+        return processes.train(run)
+    return participants.train(run, device)
 
 
-def run_grid(grid: Path, results: Path, jobs: int) -> int:
+def run_grid(grid: Path, results: Path, jobs: int, device: str) -> int:
     """Make what is missing. The number of trainings that failed."""
     runs = [run for block in json.loads(grid.read_text(encoding="utf-8")) for run in expand(block)]
     done = {key(result["run"]) for result in read(results)}
@@ -90,7 +92,7 @@ def run_grid(grid: Path, results: Path, jobs: int) -> int:
         results.open("a", encoding="utf-8") as file,
         tqdm(total=len(runs), initial=len(runs) - len(missing), desc=grid.stem) as progress,
     ):
-        futures = {pool.submit(_one, run): run for run in missing}
+        futures = {pool.submit(_one, run, device): run for run in missing}
         for future in as_completed(futures):
             try:
                 file.write(json.dumps(future.result()) + "\n")
@@ -216,6 +218,7 @@ def main() -> int:
     to_run.add_argument("grids", type=Path, nargs="+")
     to_run.add_argument("--results", type=Path, default=HERE / "results", help="folder")
     to_run.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings at once")
+    to_run.add_argument("--device", default="cpu", help="where participants train: cpu, cuda")
     to_show = commands.add_parser("table", help="print results as Markdown")
     to_show.add_argument("results", type=Path, nargs="+")
     to_plot = commands.add_parser("plot", help="draw the curves of results")
@@ -225,7 +228,7 @@ def main() -> int:
     if args.command == "run":
         return int(
             any(
-                run_grid(grid, args.results / f"{grid.stem}.jsonl", args.jobs)
+                run_grid(grid, args.results / f"{grid.stem}.jsonl", args.jobs, args.device)
                 for grid in args.grids
             )
         )

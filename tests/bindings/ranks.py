@@ -97,16 +97,18 @@ def launch(
     options: dict[str, Any] | None = None,
     deadline: float = 120.0,
     awaited: Collection[int] | None = None,
+    start: str = "forkserver",
 ) -> list[Any | RankError | None]:
     """Result or error of each rank; None where a rank died without a word.
 
     `env`: of all ranks, or by rank. Fails when a rank is still running after `deadline` seconds: a
     hang is a failure by itself. Where `awaited` ranks are given, the others are killed when those
-    have ended.
+    have ended. `start`: as of multiprocessing.
     """
-    # A server that has torch loaded forks the ranks: each starts in milliseconds, not in seconds.
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context = mp.get_context(start)
+    if start == "forkserver":
+        # The server has torch loaded, and each rank starts in milliseconds, not in seconds.
+        context.set_forkserver_preload(PRELOADED)
     queue = context.SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
         processes = [

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
+import ranks
 import torch
 import torch.distributed as dist
 import torch_distro
 from models import Mixed, batches, flat, train
-from ranks import run
 from torch.nn.parallel import DistributedDataParallel
 
-# Not torch.cuda.is_available(): the forkserver's parent must make no CUDA context.
+# A process that was forked from one that has looked for GPUs, as imports of torch do, has none.
+run = partial(ranks.run, start="spawn")
+
 pytestmark = pytest.mark.skipif(
     torch.cuda.device_count() == 0, reason="no CUDA device (torch.cuda.device_count() is 0)"
 )

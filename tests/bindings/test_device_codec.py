@@ -1,7 +1,8 @@
-"""The codec of devices, on the CPU device: the records and reference of the host's, bit for bit."""
+"""The codec of devices, on the CPU and on a GPU: the records and reference of the host, by bit."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -17,6 +18,17 @@ SHARE = 0.45
 
 # Whole and partial tiles, a pool of several tiles, 0-d, empty.
 SHAPES = [(70, 130), (130,), (), (4096,), (0,), (3000,), (5000,), (17,), (3, 24000)]
+
+devices = pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=pytest.mark.skipif(torch.cuda.device_count() == 0, reason="no CUDA device"),
+        ),
+    ],
+)
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -38,7 +50,7 @@ class Ranks:
             torch.randn(shape, generator=self.generator).to(dtype)
             for shape, dtype in zip(SHAPES, dtypes, strict=True)
         ]
-        self.x = [[tensor.clone() for tensor in start] for _ in range(ranks)]
+        self.x = [[tensor.to(device or "cpu", copy=True) for tensor in start] for _ in range(ranks)]
         self.make = lambda: extension().Codec(
             [tensor.numel() for tensor in start], k, value_bits, device, turns
         )
@@ -56,8 +68,8 @@ class Ranks:
                 if step == 1:
                     move = move.sign() * 0.01  # as Adam's first step: nothing but ties
                 if step == 2:
-                    move[tensor.abs() > 1] = 0  # fewer entries than a tile may keep
-                tensor.add_(move.to(tensor.dtype))
+                    move[tensor.abs().cpu() > 1] = 0  # fewer entries than a tile may keep
+                tensor.add_(move.to(tensor.device, tensor.dtype))
 
     def due(self, own: int) -> tuple[list[bytes], int, float, int] | None:
         return None if self.in_flight is None else (self.in_flight, own, GAIN, self.number)
@@ -84,8 +96,12 @@ class Ranks:
     def note(self, outcomes: list[Any]) -> None:
         checksums = {codec.checksum for codec in self.codecs}
         assert len(checksums) == 1
-        weights = [tensor.clone() for x in self.x for tensor in x]
+        weights = [tensor.to("cpu", copy=True) for x in self.x for tensor in x]
         self.log.append((checksums, [record for record, _ in outcomes], weights))
+
+
+def _equal(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> None:
+    assert all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
 def _same(host: Ranks, device: Ranks) -> None:
@@ -108,12 +124,11 @@ def _same(host: Ranks, device: Ranks) -> None:
     ],
 )
 @pytest.mark.parametrize("turns", [1, 5])
+@devices
 def test_records_reference_and_weights_are_those_of_the_host_codec(
-    delay: int, k: int, value_bits: int, dtypes: list[torch.dtype], turns: int
+    delay: int, k: int, value_bits: int, dtypes: list[torch.dtype], turns: int, device: str
 ) -> None:
-    kinds = [
-        Ranks(device, dtypes, k, value_bits, turns=turns) for device in (None, torch.device("cpu"))
-    ]
+    kinds = [Ranks(on, dtypes, k, value_bits, turns=turns) for on in (None, torch.device(device))]
     for ranks in kinds:
         for step in range(12):
             ranks.step(step, delay)
@@ -121,11 +136,14 @@ def test_records_reference_and_weights_are_those_of_the_host_codec(
 
 
 @pytest.mark.parametrize("turns", [1, 2])
-def test_a_marked_step_a_state_and_a_resume_are_those_of_the_host_codec(turns: int) -> None:
+@devices
+def test_a_marked_step_a_state_and_a_resume_are_those_of_the_host_codec(
+    turns: int, device: str
+) -> None:
     dtypes = [FLOATS[i % 4] for i in range(len(SHAPES))]
     states = []
-    for device in (None, torch.device("cpu")):
-        ranks = Ranks(device, dtypes, 6, 1, turns=turns)
+    for on in (None, torch.device(device)):
+        ranks = Ranks(on, dtypes, 6, 1, turns=turns)
         for step in range(3):
             ranks.step(step, delay=1)
         for rank, codec in enumerate(ranks.codecs):
@@ -140,10 +158,10 @@ def test_a_marked_step_a_state_and_a_resume_are_those_of_the_host_codec(turns: i
         resumed.leave(x, SHARE)
         record, move = resumed.advance(x, 4, None, SHARE, SHARE)
         assert move < 1e-6
-        states.append((checksum, saved, record, resumed.empty_record(5), x))
-    assert states[0][:4] == states[1][:4]
-    for left, right in zip(states[0][4], states[1][4], strict=True):
-        assert torch.equal(left, right)
+        tensors = [tensor for pair in saved for tensor in pair] + [tensor.cpu() for tensor in x]
+        states.append((checksum, record, resumed.empty_record(5), tensors))
+    assert states[0][:3] == states[1][:3]
+    _equal(states[0][3], states[1][3])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -(2.0**101)])
@@ -159,7 +177,8 @@ def test_a_non_finite_weight_is_named_and_nothing_changes(bad: float, dtype: tor
     assert codec.encode(broken, 1, SHARE) == 6
     assert codec.begin(broken) == 6
     assert codec.checksum == checksum
-    assert codec.state(x, SHARE) == state
+    for before, after in zip(state, codec.state(x, SHARE), strict=True):
+        _equal(before, after)
 
 
 def test_tensors_that_do_not_fit_are_refused() -> None:

@@ -1,8 +1,11 @@
 // libFuzzer: any bytes are refused with RecordError, or make a record that keeps every promise of
 // ParsedRecord.
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <iterator>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -35,19 +38,66 @@ void check_promises(const TileLayout& layout, const ParsedRecord& record) {
   }
 }
 
-void try_weights(RecordFormat format, bool small, std::span<const std::byte> body) {
-  const Geometry geometry(small ? std::vector<std::size_t>{100, 3}
-                                : std::vector<std::size_t>{4096 * 17, 5000, 700, 0});
-  check_promises(geometry.layout(0), RecordCoder(geometry.layout(0), format).parse(body));
+constexpr std::uint32_t kKs[] = {6, 1, 409, 4096};
+
+/// What both ends know: one of few, each made once.
+struct Choice {
+  bool small;
+  bool whole_values;
+  std::size_t k;
+
+  explicit Choice(std::uint8_t byte)
+      : small((byte & 1U) != 0), whole_values((byte & 2U) != 0), k((byte / 8) % std::size(kKs)) {}
+  [[nodiscard]] RecordFormat format() const { return {kKs[k], whole_values ? 32U : 1U}; }
+  [[nodiscard]] std::size_t number() const {
+    return (k * 2 + (whole_values ? 1 : 0)) * 2 + (small ? 1 : 0);
+  }
+};
+constexpr std::size_t kChoices = 4 * std::size(kKs);
+
+template <class Made, class Make>
+const Made& of_choice(const Choice& choice, const Make& make) {
+  static std::array<std::unique_ptr<Made>, kChoices> made;
+  std::unique_ptr<Made>& one = made[choice.number()];
+  if (!one) {
+    one = std::make_unique<Made>(make());
+  }
+  return *one;
 }
 
+struct Weights {
+  Geometry geometry;
+  RecordCoder coder;
+
+  Weights(const std::vector<std::size_t>& elements, RecordFormat format)
+      : geometry(elements), coder(geometry.layout(0), format) {}
+};
+
+void try_weights(const Choice& choice, std::span<const std::byte> body) {
+  const auto& [geometry, coder] = of_choice<Weights>(choice, [&] {
+    return Weights(choice.small ? std::vector<std::size_t>{100, 3}
+                                : std::vector<std::size_t>{4096 * 17, 5000, 700, 0},
+                   choice.format());
+  });
+  check_promises(geometry.layout(0), coder.parse(body));
+}
+
+struct Gradients {
+  GradientLayout layout;
+  GradientCodec codec;
+
+  Gradients(const std::vector<std::vector<std::int64_t>>& shapes, RecordFormat format)
+      : layout(shapes), codec(shapes, {GradientMethod::demo, format.k, format.value_bits}) {}
+};
+
 /// A record that is accepted can be decoded, too.
-void try_gradients(RecordFormat format, bool small, std::span<const std::byte> body) {
-  const std::vector<std::vector<std::int64_t>> shapes =
-      small ? std::vector<std::vector<std::int64_t>>{{10, 9}, {}}
-            : std::vector<std::vector<std::int64_t>>{{200, 130}, {5003, 3}, {700}, {0, 4}};
-  const GradientLayout layout(shapes);
-  const GradientCodec codec(shapes, {GradientMethod::demo, format.k, format.value_bits});
+void try_gradients(const Choice& choice, std::span<const std::byte> body) {
+  const auto& [layout, codec] = of_choice<Gradients>(choice, [&] {
+    return Gradients(
+        choice.small ? std::vector<std::vector<std::int64_t>>{{10, 9}, {}}
+                     : std::vector<std::vector<std::int64_t>>{{130, 70}, {1003, 3}, {700}, {0, 4}},
+        choice.format());
+  });
   const ParsedRecord record = codec.parse(body);
   check_promises(layout.layout(), record);
   std::vector<std::vector<float>> memory;
@@ -69,8 +119,6 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   // The first byte chooses what both ends know, and whether the rest is a whole body or the bits of
   // its only section.
   const std::uint8_t choice = data[0];
-  const std::uint32_t ks[] = {6, 1, 409, 4096};
-  const RecordFormat format{ks[(choice / 8) % 4], (choice & 2U) != 0 ? 32U : 1U};
   const auto bytes = std::as_bytes(std::span(data, size)).subspan(1);
   std::vector<std::byte> body(bytes.begin(), bytes.end());
   if ((choice & 4U) != 0) {
@@ -80,7 +128,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   }
   try {
     const auto attempt = (choice & 32U) != 0 ? try_gradients : try_weights;
-    attempt(format, (choice & 1U) != 0, body);
+    attempt(Choice(choice), body);
   } catch (const RecordError&) {
   }
   return 0;
