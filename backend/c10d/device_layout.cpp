@@ -108,15 +108,24 @@ at::Tensor DeviceLayout::Chunk::weights() const {
   if (parts_.size() == 1 && padding_.front() == 0) {
     return parts_.front().reshape({-1});
   }
-  const at::Tensor zeros = at::zeros({*std::ranges::max_element(padding_)}, parts_[0].options());
+  // Stretches are rows: where there is nothing else, one kernel gathers many tensors, and none has
+  // to be made contiguous by one of its own.
+  constexpr auto kStretch = static_cast<std::int64_t>(plugins::kTurnElements);
+  const bool rows = std::ranges::all_of(parts_, [](const at::Tensor& p) { return p.dim() == 2; }) &&
+                    std::ranges::all_of(padding_, [](auto n) { return n % kStretch == 0; });
+  const std::vector<std::int64_t> shape =
+      rows ? std::vector<std::int64_t>{-1, kStretch} : std::vector<std::int64_t>{-1};
+  const std::int64_t row = rows ? kStretch : 1;
+  const at::Tensor zeros =
+      at::zeros({*std::ranges::max_element(padding_)}, parts_[0].options()).view(shape);
   std::vector<at::Tensor> pieces;
   for (std::size_t i = 0; i < parts_.size(); ++i) {
-    pieces.push_back(parts_[i].reshape({-1}));
+    pieces.push_back(rows ? parts_[i] : parts_[i].reshape(shape));
     if (padding_[i] > 0) {
-      pieces.push_back(zeros.narrow(0, 0, padding_[i]));
+      pieces.push_back(zeros.narrow(0, 0, padding_[i] / row));
     }
   }
-  return at::cat(pieces);
+  return at::cat(pieces).view({-1});
 }
 
 void DeviceLayout::Chunk::assign(const at::Tensor& values) const {

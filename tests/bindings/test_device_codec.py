@@ -44,11 +44,12 @@ class Ranks:
         value_bits: int,
         ranks: int = RANKS,
         turns: int = 1,
+        shapes: Sequence[tuple[int, ...]] = SHAPES,
     ) -> None:
         self.generator = torch.Generator().manual_seed(7)
         start = [
             torch.randn(shape, generator=self.generator).to(dtype)
-            for shape, dtype in zip(SHAPES, dtypes, strict=True)
+            for shape, dtype in zip(shapes, dtypes, strict=True)
         ]
         self.x = [[tensor.to(device or "cpu", copy=True) for tensor in start] for _ in range(ranks)]
         self.make = lambda: extension().Codec(
@@ -132,6 +133,17 @@ def test_records_reference_and_weights_are_those_of_the_host_codec(
     for ranks in kinds:
         for step in range(12):
             ranks.step(step, delay)
+    _same(*kinds)
+
+
+@devices
+def test_tensors_of_whole_rounds_of_turns_are_those_of_the_host_codec(device: str) -> None:
+    shapes = [(64, 80), (80,), (160,), (80, 96), (96000,)]
+    dtypes = [torch.float32] * 3 + [torch.bfloat16] * 2
+    kinds = [Ranks(on, dtypes, 6, 1, turns=5, shapes=shapes) for on in (None, torch.device(device))]
+    for ranks in kinds:
+        for step in range(12):
+            ranks.step(step, delay=1)
     _same(*kinds)
 
 

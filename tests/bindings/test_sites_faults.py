@@ -262,6 +262,6 @@ def _not_finite(rank: int, size: int, culprit: int) -> None:
 @pytest.mark.parametrize("delay", ["0", "1"])
 def test_weights_of_a_site_that_are_not_finite_end_all_ranks(delay: str) -> None:
     env = [each | {"DISTRO_DELAY": delay} for each in TWO_BY_TWO]
-    for error in fail(4, _not_finite, 1, env=env):
+    for error in fail(4, _not_finite, 1, env=env, options={"turns": 1}):
         assert "non-finite" in error.message
         assert "second.bias" in error.message
