@@ -27,6 +27,13 @@ Geometry::Geometry(std::span<const std::size_t> elements, std::size_t turns)
     add_turn(turn);
     first_tile_.push_back(tiles_.size());
   }
+  places_.resize(sizes_.size());
+  for (std::size_t tile = 0; tile < tiles_.size(); ++tile) {
+    for (std::size_t i = 0; i < tiles_[tile].segments; ++i) {
+      const std::size_t segment = tiles_[tile].first_segment + i;
+      places_[segments_[segment].tensor].push_back({tile, segment});
+    }
+  }
 }
 
 std::size_t Geometry::part(std::size_t tensor, std::size_t turn) const noexcept {

@@ -62,6 +62,15 @@ class Geometry {
   [[nodiscard]] std::span<const Segment> segments(const Tile& tile) const noexcept {
     return std::span(segments_).subspan(tile.first_segment, tile.segments);
   }
+  /// Where a tensor's weights are, turn by turn; in each in the tensor's order.
+  struct Place {
+    std::size_t tile = 0;  ///< In tiles().
+    std::size_t segment = 0;
+  };
+  [[nodiscard]] std::span<const Place> places(std::size_t tensor) const { return places_[tensor]; }
+  [[nodiscard]] const Segment& segment(const Place& place) const noexcept {
+    return segments_[place.segment];
+  }
   /// The tiles of a turn, as a record sees them.
   [[nodiscard]] const TileLayout& layout(std::size_t turn) const noexcept { return layouts_[turn]; }
   [[nodiscard]] std::span<const TileRun> runs(std::size_t turn) const noexcept {
@@ -97,7 +106,8 @@ class Geometry {
   std::vector<Tile> tiles_;
   std::vector<std::size_t> first_tile_{0};  // by turn, and the end
   std::vector<Segment> segments_;
-  std::vector<TileLayout> layouts_;  // by turn
+  std::vector<std::vector<Place>> places_;  // by tensor
+  std::vector<TileLayout> layouts_;         // by turn
 };
 
 }  // namespace distro::plugins

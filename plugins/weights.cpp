@@ -248,14 +248,11 @@ Step WeightsCodec::State::step(std::uint64_t number, const Pass& pass) {
 
 template <class Visit>
 void WeightsCodec::State::for_each_stretch_of(std::size_t tensor, const Visit& visit) const {
-  for (const Tile& tile : geometry.tiles()) {
-    for (const Segment& segment : geometry.segments(tile)) {
-      if (segment.tensor == tensor) {
-        geometry.for_each_stretch(segment, [&](std::size_t at, std::size_t j, std::size_t n) {
-          visit(at, tile.begin + j, n);
-        });
-      }
-    }
+  for (const Geometry::Place& place : geometry.places(tensor)) {
+    const std::size_t flat = geometry.tiles()[place.tile].begin;
+    geometry.for_each_stretch(
+        geometry.segment(place),
+        [&](std::size_t at, std::size_t j, std::size_t n) { visit(at, flat + j, n); });
   }
 }
 
