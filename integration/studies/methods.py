@@ -1,8 +1,8 @@
 """What participants exchange: distro's weights mode by its own codec, and what it is judged beside.
 
 A method sees the weights of all participants between the optimizer's step and the next forward, as
-a script's ranks meet in it, and changes them in place. It counts the bits of what a participant
-sends.
+a script's ranks meet in it, or their gradients before the optimizer's step, and changes them in
+place. It counts the bits of what a participant sends.
 """
 
 from __future__ import annotations
@@ -20,19 +20,25 @@ from torch_distro import _extension
 TILE = 4096
 
 
-class Method(ABC):
+class Method:
     """An exchange between n participants.
 
     Attributes:
         bits: what one participant has sent so far.
+        signs: gradients become signs, for an optimizer that only takes lr times them.
     """
+
+    signs = False
 
     def __init__(self) -> None:
         self.bits = 0.0
 
-    @abstractmethod
     def sync(self, weights: Sequence[Tensor]) -> None:
-        """Exchange; `weights` are [n, elements], one a tensor of the model."""
+        """Exchange; `weights` are [n, ...], one a tensor of the model."""
+
+    def reduce(self, gradients: Sequence[Tensor]) -> bool:
+        """Exchange gradients, [n, ...] each. Whether the optimizer steps now."""
+        return True
 
     def reference(self, weights: Sequence[Tensor]) -> list[Tensor] | None:
         """W, [elements] each; None where there is no such thing."""
@@ -41,9 +47,6 @@ class Method(ABC):
 
 class Alone(Method):
     """Nothing is exchanged: the line that every exchange has to beat."""
-
-    def sync(self, weights: Sequence[Tensor]) -> None:
-        pass
 
 
 class Weights(Method):
@@ -120,7 +123,7 @@ def _top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return torch.zeros_like(tiles, dtype=torch.bool).scatter_(2, index, True), tiles
 
 
-class _Flat(Method):
+class _Flat(Method, ABC):
     """Methods that see all weights as one [n, elements]; W is [elements]."""
 
     def __init__(self, weights: Sequence[Tensor]) -> None:
@@ -255,12 +258,121 @@ class Sparta(_Flat):
         return None
 
 
+class PowerSgd(Method):
+    """Gradients of rank 1 with error feedback (arXiv 1905.13727), of `every` steps together.
+
+    Matrices only; what has one dimension is sent as it is.
+
+    Args:
+        every: steps whose gradients are added up before an exchange and a step of the optimizer.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], every: int = 1) -> None:
+        super().__init__()
+        self.every, self.steps = every, 0
+        self.sums = [torch.zeros_like(tensor) for tensor in weights]
+        self.errors = [torch.zeros_like(tensor) for tensor in weights]
+        generator = torch.Generator().manual_seed(0)
+        self.q = [
+            torch.randn(tensor[0].flatten(1).shape[1], generator=generator).to(tensor.device)
+            if tensor.dim() > 2
+            else None
+            for tensor in weights
+        ]
+
+    def reduce(self, gradients: Sequence[Tensor]) -> bool:
+        self.steps += 1
+        for total, gradient in zip(self.sums, gradients, strict=True):
+            total += gradient / self.every
+        if self.steps % self.every:
+            return False
+        for i, (total, gradient) in enumerate(zip(self.sums, gradients, strict=True)):
+            q = self.q[i]
+            if q is None:
+                gradient.copy_(total.mean(0))
+                self.bits += 32 * total[0].numel()
+            else:
+                matrices = (total + self.errors[i]).flatten(2)
+                p = functional.normalize((matrices @ q).mean(0), dim=0)
+                self.q[i] = q = (matrices.transpose(1, 2) @ p).mean(0)
+                mean = torch.outer(p, q)
+                self.errors[i] = (matrices - mean).view_as(total)
+                gradient.copy_(mean.view_as(total[0]))
+                self.bits += 32 * (len(p) + len(q))
+            total.zero_()
+        return True
+
+
+def _divisor(size: int, most: int = 64) -> int:
+    """The largest divisor of at most `most`."""
+    return max(d for d in range(1, min(size, most) + 1) if size % d == 0)
+
+
+def _dct(size: int, device: torch.device) -> Tensor:
+    """The orthonormal DCT-II, [frequency, place]."""
+    place = torch.arange(size, device=device)
+    basis = torch.cos(math.pi / size * (place + 0.5) * place[:, None]) * math.sqrt(2 / size)
+    basis[0] /= math.sqrt(2)
+    return basis
+
+
+class Demo(Method):
+    """Decoupled momentum: of a momentum the largest DCT coefficients of each block are sent and
+    taken out of it, and the optimizer steps by the sign of their mean (arXiv 2411.19870).
+
+    Args:
+        k: coefficients of a block of 64 x 64, and of smaller ones in proportion, at least 1.
+        decay: of the momentum.
+        value_bits: of a coefficient as it is counted; 1: its sign is sent.
+    """
+
+    signs = True
+
+    def __init__(
+        self, weights: Sequence[Tensor], k: int = 6, decay: float = 0.999, value_bits: int = 1
+    ) -> None:
+        super().__init__()
+        self.k, self.decay, self.value_bits = k, decay, value_bits
+        self.momenta = [torch.zeros_like(tensor) for tensor in weights]
+
+    def reduce(self, gradients: Sequence[Tensor]) -> bool:
+        for momentum, gradient in zip(self.momenta, gradients, strict=True):
+            momentum.mul_(self.decay).add_(gradient)
+            matrices = momentum.flatten(2) if momentum.dim() > 2 else momentum[:, None]
+            height, width = matrices.shape[1:]
+            rows, columns = _divisor(height), _divisor(width)
+            down, across = _dct(rows, momentum.device), _dct(columns, momentum.device)
+            blocks = matrices.unfold(1, rows, rows).unfold(2, columns, columns)
+            coefficients = torch.einsum("ur,nabrc,vc->nabuv", down, blocks, across).flatten(3)
+            size = rows * columns
+            kept = max(1, self.k * size // TILE)
+            index = coefficients.abs().topk(kept, dim=3).indices
+            sent = torch.zeros_like(coefficients).scatter_(3, index, coefficients.gather(3, index))
+
+            def back(values: Tensor, shape: torch.Size, basis: tuple[Tensor, Tensor]) -> Tensor:
+                tiles = values.unflatten(3, (len(basis[0]), len(basis[1])))
+                tiles = torch.einsum("ur,nabuv,vc->narbc", basis[0], tiles, basis[1])
+                return tiles.reshape(len(values), *shape)
+
+            momentum -= back(sent, momentum.shape[1:], (down, across))
+            if self.value_bits == 1:
+                sent = sent.sign()
+            mean = sent.mean(0, keepdim=True)
+            gradient.copy_(back(mean, momentum.shape[1:], (down, across)).sign())
+            choices = math.lgamma(size + 1) - math.lgamma(kept + 1) - math.lgamma(size - kept + 1)
+            blocks_in_all = coefficients.shape[1] * coefficients.shape[2]
+            self.bits += blocks_in_all * (choices / math.log(2) + kept * self.value_bits)
+        return True
+
+
 METHODS: dict[str, Callable[..., Method]] = {
     "alone": lambda _weights: Alone(),
     "weights": Weights,
     "diloco": DiLoCo,
     "sparseloco": SparseLoCo,
     "sparta": Sparta,
+    "powersgd": PowerSgd,
+    "demo": Demo,
 }
 """Name -> what makes the method, from the weights and the settings of the method."""
 

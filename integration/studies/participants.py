@@ -27,8 +27,10 @@ OPTIMIZERS: dict[str, Any] = {
         groups, lr=lr, betas=(0.9, 0.99), decoupled_weight_decay=True
     ),
     "sgd": lambda groups, lr: torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True),
+    "signs": lambda groups, lr: torch.optim.SGD(groups, lr=lr),
 }
-"""Name -> optimizer; all work element by element, so that stacked weights have one each."""
+"""Name -> optimizer; all work element by element, so that stacked weights have one each. `signs`:
+what a method steps by that makes signs of gradients, whatever the others' optimizer is."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,13 @@ class Training:
         # The quick start's: gains of norms and biases do not decay.
         decaying = [weight for weight in self.weights if weight.dim() > 2]
         others = [weight for weight in self.weights if weight.dim() <= 2]
-        self.optimizer = OPTIMIZERS[run.optimizer](
+        if dense:
+            self.method: methods.Method = methods.Alone()
+        else:
+            self.method = methods.make(
+                run.method, self.weights, run.method_settings, run.optimizer != "sgd"
+            )
+        self.optimizer = OPTIMIZERS["signs" if self.method.signs else run.optimizer](
             [
                 {"params": decaying, "weight_decay": run.weight_decay},
                 {"params": others, "weight_decay": 0.0},
@@ -113,12 +121,6 @@ class Training:
         self.scheduler = LambdaLR(
             self.optimizer, lambda step: share_of_lr(step, run.warmup, run.steps)
         )
-        if dense:
-            self.method: methods.Method = methods.Alone()
-        else:
-            self.method = methods.make(
-                run.method, self.weights, run.method_settings, run.optimizer != "sgd"
-            )
         self.generators = [
             torch.Generator().manual_seed(1000 * run.seed + i) for i in range(run.participants)
         ]
@@ -157,9 +159,12 @@ class Training:
         with torch.no_grad():
             self.method.sync(self.weights)
         self.losses(self.weights, self.batches()).sum().backward()
-        if self.run.clip > 0:
-            self.clip()
-        self.optimizer.step()
+        with torch.no_grad():
+            steps_now = self.method.reduce([w.grad for w in self.weights if w.grad is not None])
+        if steps_now:
+            if self.run.clip > 0 and not self.method.signs:
+                self.clip()
+            self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
 

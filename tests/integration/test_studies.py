@@ -10,8 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 STUDIES = Path(__file__).resolve().parents[2] / "integration" / "studies"
+sys.path[:0] = [str(STUDIES), str(STUDIES.parent)]
+
+import methods  # noqa: E402
+
 SMALL = {
     "task_settings.width": 32,
     "task_settings.layers": 1,
@@ -42,7 +47,7 @@ def results_of(grid: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("studies")
-    methods = ["dense", "alone", "weights", "sparta", "diloco", "sparseloco"]
+    methods = ["dense", "alone", "weights", "sparta", "diloco", "sparseloco", "powersgd", "demo"]
     without_turns = {**SMALL, "method": "weights", "method_settings.turns": 1}
     results_of([{**SMALL, "method": methods}, without_turns], folder)
     return folder
@@ -50,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_grid_is_made_once(folder: Path) -> None:
     before = (folder / "grid.jsonl").read_text()
-    assert len(before.splitlines()) == 7
+    assert len(before.splitlines()) == 9
     study("run", folder / "grid.json", "--results", folder)
     assert (folder / "grid.jsonl").read_text() == before
 
@@ -59,7 +64,7 @@ def test_the_table_sets_each_method_beside_dense(folder: Path) -> None:
     table = study("table", folder / "grid.jsonl")
     rows = [line for line in table.splitlines() if line.startswith("| ")]
     assert [row.split(" | ")[0] for row in rows[1:3]] == ["| dense", "| alone"]
-    assert len(rows) == 8
+    assert len(rows) == 10
     assert all("%" in row for row in rows[1:])
 
 
@@ -89,3 +94,26 @@ def test_participants_in_one_process_train_as_ranks_do(tmp_path: Path) -> None:
         assert own["final"].get("mean") == pytest.approx(real["final"].get("mean"), abs=1e-4)
         # Real records have an envelope.
         assert own["bits_a_parameter_and_step"] <= real["bits_a_parameter_and_step"]
+
+
+def test_demo_with_all_coefficients_steps_by_the_sign_of_the_mean() -> None:
+    generator = torch.Generator().manual_seed(3)
+    gradients = [torch.randn(3, *shape, generator=generator) for shape in ((128, 192), (70,))]
+    expected = [gradient.mean(0).sign() for gradient in gradients]
+    demo = methods.Demo(gradients, k=4096, value_bits=32)
+    assert demo.reduce(gradients)
+    for gradient, signs in zip(gradients, expected, strict=True):
+        assert torch.equal(gradient, signs.expand_as(gradient))
+    assert all(momentum.abs().max() < 1e-4 for momentum in demo.momenta)
+
+
+def test_powersgd_passes_gradients_of_rank_one_once_all_are_added_up() -> None:
+    generator = torch.Generator().manual_seed(4)
+    columns = torch.randn(3, 40, 1, generator=generator)
+    gradient = columns * torch.randn(1, 1, 30, generator=generator)
+    powersgd = methods.PowerSgd([gradient], every=2)
+    assert not powersgd.reduce([gradient.clone()])
+    last = 3 * gradient
+    assert powersgd.reduce([last])
+    assert torch.allclose(last, (2 * gradient).mean(0).expand_as(last), atol=1e-5)
+    assert powersgd.bits == 32 * (40 + 30)
