@@ -51,6 +51,12 @@ struct TensorState {
   std::vector<float> residual;
 };
 
+/// Whether absorbing a move changes what x has to be. With shares of 1 x is W + R before and after
+/// but for rounding, and what rounding leaves is absorbed next time.
+[[nodiscard]] constexpr bool restores(float share_before, float share_after) noexcept {
+  return share_before != 1.0F || share_after != 1.0F;
+}
+
 /// What the engine needs of a `weights` mode codec, wherever the weights lie: the reference W and
 /// the residual R of one module on one rank, and the records that change them. Implementations
 /// write and read the same records, and hold the same bits of W, so that ranks of one group may
@@ -86,6 +92,7 @@ class ModuleCodec {
 
   /// Delay 1, exchange `number`: absorb the optimizer's move (x was left at W + share_before * R),
   /// apply the exchange that is due (null: none), select and encode, leave x = W + share_after * R.
+  /// Where restores() says so, weights whose W has not changed stay as the optimizer left them.
   virtual Step advance(Views x, std::uint64_t number, const Due* due, float share_before,
                        float share_after) = 0;
 

@@ -237,6 +237,9 @@ Step WeightsCodec::State::step(std::uint64_t number, const Pass& pass) {
     run(pass.due->turn(), {pass.x, pass.absorb, pass.due, false, pass.restore});
     of_turn.due = nullptr;
   }
+  if (of_turn.due == nullptr && pass.restore != nullptr && !restores(*pass.absorb, *pass.restore)) {
+    of_turn.restore = nullptr;
+  }
   step.move_mean = mean_move(geometry, number, run(turn, of_turn));
   if (pass.select) {
     step.record = in_arena(arena, [&] {

@@ -321,11 +321,12 @@ plugins::Step DeviceCodec::step(Views x, std::uint64_t number, const plugins::Du
     restore(of_due, *share_after);
   }
   const at::Tensor moved = absorb(of_turn, share_before, r_);
-  if (due != nullptr && !two_turns) {
+  const bool of_turn_is_due = due != nullptr && !two_turns;
+  if (of_turn_is_due) {
     exchange(*due);
   }
   const at::Tensor keys = selects ? select(turn) : at::Tensor();
-  if (share_after != nullptr) {
+  if (share_after != nullptr && (of_turn_is_due || plugins::restores(share_before, *share_after))) {
     restore(of_turn, *share_after);  // before the host waits for the keys
   }
   plugins::Step step;

@@ -132,7 +132,9 @@ class ReferenceRank:
             self.apply(number - 1, *due)
             self._restore(before, x, share_after)
         record = self._encode(turn)
-        self._restore(turn, x, share_after)
+        # With a share of 1 weights are W + R already where W has not changed.
+        if (due is not None and turn == before) or share_before != 1 or share_after != 1:
+            self._restore(turn, x, share_after)
         return record
 
     def encode(self, x: list[np.ndarray], number: int, share_before: float) -> Record:
