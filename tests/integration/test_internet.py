@@ -234,6 +234,8 @@ def test_nothing_is_left_whatever_ends_it(tmp_path: Path) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
+            # A shell starts what runs in the background deaf to SIGINT, and so its children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         assert process.stdout is not None
         with process.stdout:
