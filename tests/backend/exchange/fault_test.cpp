@@ -44,7 +44,8 @@ void expect_all(const std::vector<std::string>& errors, const std::vector<std::s
 TEST(Fault, ANonFiniteWeightIsAnErrorOnAllRanksThatNamesRankParameterAndExchange) {
   for (const std::string delay : {"0", "1"}) {
     const auto errors = run_ranks(
-        {.ranks = 3, .options = {{"transport", "inproc"}, {"delay", delay}}}, [&](Rank& rank) {
+        {.ranks = 3, .options = {{"transport", "inproc"}, {"delay", delay}, {"turns", "1"}}},
+        [&](Rank& rank) {
           rank.exchange->begin(rank.views(), *rank.exact);
           for (int step = 1; step <= 5; ++step) {
             rank.move();
@@ -56,6 +57,23 @@ TEST(Fault, ANonFiniteWeightIsAnErrorOnAllRanksThatNamesRankParameterAndExchange
         });
     expect_all(errors, {"rank 1", "non-finite weight", "tensor4", "exchange 3"});
   }
+}
+
+TEST(Fault, ANonFiniteWeightIsFoundAtItsTurnAndIsNotSentBefore) {
+  const auto errors = run_ranks({.ranks = 2, .options = {{"transport", "inproc"}, {"turns", "8"}}},
+                                [&](Rank& rank) {
+                                  rank.exchange->begin(rank.views(), *rank.exact);
+                                  for (int step = 1; step <= 12; ++step) {
+                                    rank.move();
+                                    if (step == 3 && rank.rank == 1) {
+                                      // Elements 16 to 31 have turn 1, which comes again with
+                                      // exchange 9.
+                                      rank.weights[4][20] = std::numeric_limits<float>::infinity();
+                                    }
+                                    rank.sync();
+                                  }
+                                });
+  expect_all(errors, {"rank 1", "non-finite weight", "tensor4", "exchange 9"});
 }
 
 TEST(Fault, ANonFiniteFirstWeightIsAnErrorOnAllRanks) {
