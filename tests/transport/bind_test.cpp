@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <stdlib.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <string>
@@ -152,7 +153,8 @@ TEST(Bind, SocketDirectoryIsPrivateAndRemoved) {
 }
 
 TEST(Bind, SocketPathThatIsTooLongIsAnError) {
-  const std::string long_directory = "/tmp/distro-test-" + std::string(80, 'x');
+  const std::string long_directory =
+      "/tmp/distro-test-" + std::to_string(::getpid()) + "-" + std::string(80, 'x');
   std::filesystem::create_directories(long_directory);
   const char* before = ::getenv("XDG_RUNTIME_DIR");
   const std::string saved = before == nullptr ? "" : before;
