@@ -105,7 +105,7 @@ def launch(
     hang is a failure by itself. Where `awaited` ranks are given, the others are killed when those
     have ended. `start`: as of multiprocessing.
     """
-    context = mp.get_context(start)
+    context: Any = mp.get_context(start)
     if start == "forkserver":
         # The server has torch loaded, and each rank starts in milliseconds, not in seconds.
         context.set_forkserver_preload(PRELOADED)
