@@ -92,7 +92,7 @@ class ModuleCodec {
 
   /// Delay 1, exchange `number`: absorb the optimizer's move (x was left at W + share_before * R),
   /// apply the exchange that is due (null: none), select and encode, leave x = W + share_after * R.
-  /// Where restores() says so, weights whose W has not changed stay as the optimizer left them.
+  /// Weights whose W has not changed stay as the optimizer left them unless restores().
   virtual Step advance(Views x, std::uint64_t number, const Due* due, float share_before,
                        float share_after) = 0;
 

@@ -47,9 +47,9 @@ def results_of(grid: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("studies")
-    methods = ["dense", "alone", "weights", "sparta", "diloco", "sparseloco", "powersgd", "demo"]
+    names = ["dense", "alone", "weights", "sparta", "diloco", "sparseloco", "powersgd", "demo"]
     without_turns = {**SMALL, "method": "weights", "method_settings.turns": 1}
-    results_of([{**SMALL, "method": methods}, without_turns], folder)
+    results_of([{**SMALL, "method": names}, without_turns], folder)
     return folder
 
 

@@ -343,21 +343,25 @@ TEST(HubWithKeys, StrangersAndPlainClientsGetNowhere) {
   Group group(Carrier::tcp, 2,
               by(relay, [&](ChannelConfig& options) { options.keys = run.of(options.rank); }));
   exchange(group, 2, 100);
-  const auto try_with = [&](const std::optional<Keys>& keys, const std::string& reason) {
+  const auto try_with = [&](const std::optional<Keys>& keys) {
     ChannelConfig stranger = config(Carrier::tcp, 1, 2);
     stranger.relay = relay.endpoint();
     stranger.keys = keys;
     stranger.timeout = seconds(3);  // time for several tries
     const auto channel = open_channel(stranger);
     channel->connect(group.addresses);
-    EXPECT_TRUE(loses(*channel, 0, 0, reason));
+    return loses(*channel, 0, 0, "the handshake with " + relay.endpoint() + " failed");
   };
   SecuredRun elsewhere(2, make_key_pair());
   elsewhere.relay_key = run.relay_key;
-  try_with(elsewhere.of(1), "the handshake with " + relay.endpoint() + " failed");
-  // The relay hangs up on a greeting without keys: whether its own was read before is a race, and
-  // on a busy machine all tries may lose it.
-  try_with(std::nullopt, relay.endpoint());
+  EXPECT_TRUE(try_with(elsewhere.of(1)));
+  // The relay hangs up on a greeting without keys: whether its own was read before is a race, which
+  // on a busy machine all tries of a channel may lose.
+  auto plain = try_with(std::nullopt);
+  for (int again = 0; !plain && again < 4; ++again) {
+    plain = try_with(std::nullopt);
+  }
+  EXPECT_TRUE(plain);
   EXPECT_GT(relay.counters().rejected_connections, 1U);
   EXPECT_EQ(relay.counters().ranks, 2U);
   exchange(group, 2, 100);

@@ -41,38 +41,33 @@ void expect_all(const std::vector<std::string>& errors, const std::vector<std::s
   }
 }
 
+// What the ranks say when this element of tensor4 on rank 1 becomes `bad` before exchange 3.
+std::vector<std::string> errors_of(int ranks, const StringMap& options, std::size_t element,
+                                   float bad) {
+  return run_ranks({.ranks = ranks, .options = options}, [&](Rank& rank) {
+    rank.exchange->begin(rank.views(), *rank.exact);
+    for (int step = 1; step <= 12; ++step) {
+      rank.move();
+      if (step == 3 && rank.rank == 1) {
+        rank.weights[4][element] = bad;
+      }
+      rank.sync();
+    }
+  });
+}
+
 TEST(Fault, ANonFiniteWeightIsAnErrorOnAllRanksThatNamesRankParameterAndExchange) {
   for (const std::string delay : {"0", "1"}) {
-    const auto errors = run_ranks(
-        {.ranks = 3, .options = {{"transport", "inproc"}, {"delay", delay}, {"turns", "1"}}},
-        [&](Rank& rank) {
-          rank.exchange->begin(rank.views(), *rank.exact);
-          for (int step = 1; step <= 5; ++step) {
-            rank.move();
-            if (step == 3 && rank.rank == 1) {
-              rank.weights[4][4999] = std::numeric_limits<float>::quiet_NaN();
-            }
-            rank.sync();
-          }
-        });
+    const auto errors = errors_of(3, {{"transport", "inproc"}, {"delay", delay}, {"turns", "1"}},
+                                  4999, std::numeric_limits<float>::quiet_NaN());
     expect_all(errors, {"rank 1", "non-finite weight", "tensor4", "exchange 3"});
   }
 }
 
 TEST(Fault, ANonFiniteWeightIsFoundAtItsTurnAndIsNotSentBefore) {
-  const auto errors = run_ranks({.ranks = 2, .options = {{"transport", "inproc"}, {"turns", "8"}}},
-                                [&](Rank& rank) {
-                                  rank.exchange->begin(rank.views(), *rank.exact);
-                                  for (int step = 1; step <= 12; ++step) {
-                                    rank.move();
-                                    if (step == 3 && rank.rank == 1) {
-                                      // Elements 16 to 31 have turn 1, which comes again with
-                                      // exchange 9.
-                                      rank.weights[4][20] = std::numeric_limits<float>::infinity();
-                                    }
-                                    rank.sync();
-                                  }
-                                });
+  // Elements 16 to 31 have turn 1, which comes again with exchange 9.
+  const auto errors = errors_of(2, {{"transport", "inproc"}, {"turns", "8"}}, 20,
+                                std::numeric_limits<float>::infinity());
   expect_all(errors, {"rank 1", "non-finite weight", "tensor4", "exchange 9"});
 }
 
