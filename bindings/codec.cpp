@@ -32,8 +32,12 @@ py::bytes bytes_of(const std::vector<std::byte>& record) {
 class Codec {
  public:
   Codec(const std::vector<std::size_t>& elements, std::uint32_t k, std::uint32_t value_bits,
-        const std::optional<at::Device>& device, std::size_t turns) {
-    const plugins::WeightsConfig config{k, value_bits, kernels::best_isa()};
+        const std::optional<at::Device>& device, std::size_t turns, std::uint32_t spread_steps) {
+    const plugins::WeightsConfig config{.k = k,
+                                        .value_bits = value_bits,
+                                        .isa = kernels::best_isa(),
+                                        .arena = nullptr,
+                                        .spread_steps = spread_steps};
     plugins::Geometry geometry(elements, turns);
     codec_ = device ? c10d_backend::device_codecs(with_index(*device))(std::move(geometry), config)
                     : plugins::make_host_codec(std::move(geometry), config);
@@ -60,20 +64,26 @@ class Codec {
 
   void leave(const Tensors& x, float share) { codec_->leave(views(x), share); }
 
-  // (W, R) of each tensor: flat fp32 tensors in host memory.
-  using State = std::vector<std::pair<at::Tensor, at::Tensor>>;
+  void reshare(const Tensors& x, float share_before, float share_after) {
+    codec_->reshare(views(x), share_before, share_after);
+  }
+
+  // (W, R, P) of each tensor: flat fp32 tensors in host memory; P is empty where no gain is spread.
+  using State = std::vector<std::tuple<at::Tensor, at::Tensor, at::Tensor>>;
 
   State state(const Tensors& x, float share) {
     State result;
     for (const auto& tensor : codec_->state(views(x), share)) {
-      result.emplace_back(tensor_of(tensor.reference), tensor_of(tensor.residual));
+      result.emplace_back(tensor_of(tensor.reference), tensor_of(tensor.residual),
+                          tensor_of(tensor.pending));
     }
     return result;
   }
 
   void restore_state(const State& tensors) {
     for (std::size_t i = 0; i < tensors.size(); ++i) {
-      codec_->restore_state(i, values_of(tensors[i].first), values_of(tensors[i].second));
+      const auto& [reference, residual, pending] = tensors[i];
+      codec_->restore_state(i, values_of(reference), values_of(residual), values_of(pending));
     }
     codec_->rehash();
   }
@@ -145,17 +155,20 @@ class Codec {
 void bind_codec(py::module_& module) {
   module.def("default_turns", &plugins::default_turns, py::arg("k"),
              "Turns that weights take where Options.turns is auto; for studies.");
+  module.def("default_spread_steps", &plugins::default_spread_steps, py::arg("k"),
+             "Steps that gains are spread over where Options.spread is auto; for studies.");
   py::class_<Codec>(module, "Codec", "The weights mode codec of one module; for tests.")
       .def(py::init<const std::vector<std::size_t>&, std::uint32_t, std::uint32_t,
-                    const std::optional<at::Device>&, std::size_t>(),
+                    const std::optional<at::Device>&, std::size_t, std::uint32_t>(),
            py::arg("elements"), py::arg("k"), py::arg("value_bits"), py::arg("device") = py::none(),
-           py::arg("turns") = 1)
+           py::arg("turns") = 1, py::arg("spread_steps") = 0)
       .def("begin", &Codec::begin)
       .def("advance", &Codec::advance)
       .def("encode", &Codec::encode)
       .def("settle", &Codec::settle)
       .def("apply", &Codec::apply)
       .def("leave", &Codec::leave)
+      .def("reshare", &Codec::reshare)
       .def("state", &Codec::state)
       .def("restore_state", &Codec::restore_state)
       .def("empty_record", &Codec::empty_record)

@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <string>
@@ -84,7 +85,8 @@ std::vector<float> values_of(const at::Tensor& tensor) {
   return {data, data + flat.numel()};
 }
 
-// reference, residual: flat fp32 tensors by parameter; exchanges; share; mean_at.
+// reference, residual: flat fp32 tensors by parameter, pending too where a gain is spread;
+// exchanges; share; mean_at.
 py::dict state_of(ModuleSynchroniser& synchroniser) {
   distro::exchange::ModuleState state;
   {
@@ -94,12 +96,17 @@ py::dict state_of(ModuleSynchroniser& synchroniser) {
   py::dict result;
   std::vector<at::Tensor> reference;
   std::vector<at::Tensor> residual;
+  std::vector<at::Tensor> pending;
   for (std::size_t i = 0; i < state.reference.size(); ++i) {
     reference.push_back(tensor_of(state.reference[i]));
     residual.push_back(tensor_of(state.residual[i]));
+    pending.push_back(tensor_of(state.pending[i]));
   }
   result["reference"] = reference;
   result["residual"] = residual;
+  if (std::ranges::any_of(pending, [](const auto& tensor) { return tensor.numel() > 0; })) {
+    result["pending"] = pending;
+  }
   result["exchanges"] = state.exchanges;
   result["share"] = state.share;
   result["mean_at"] = state.mean_at;
@@ -107,14 +114,17 @@ py::dict state_of(ModuleSynchroniser& synchroniser) {
 }
 
 void load(ModuleSynchroniser& synchroniser, const std::vector<at::Tensor>& reference,
-          const std::vector<at::Tensor>& residual, std::uint64_t exchanges, float share,
-          std::uint64_t mean_at) {
-  distro::exchange::ModuleState state{{}, {}, exchanges, share, mean_at};
+          const std::vector<at::Tensor>& residual, const std::vector<at::Tensor>& pending,
+          std::uint64_t exchanges, float share, std::uint64_t mean_at) {
+  distro::exchange::ModuleState state{{}, {}, {}, exchanges, share, mean_at};
   for (const auto& tensor : reference) {
     state.reference.push_back(values_of(tensor));
   }
   for (const auto& tensor : residual) {
     state.residual.push_back(values_of(tensor));
+  }
+  for (const auto& tensor : pending) {
+    state.pending.push_back(values_of(tensor));
   }
   synchroniser.load(state);
 }
@@ -385,8 +395,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def_property_readonly("checksum",
                              py::cpp_function(&ModuleSynchroniser::checksum, release_gil()))
       .def("state", &state_of)
-      .def("load", &load, py::arg("reference"), py::arg("residual"), py::arg("exchanges"),
-           py::arg("share"), py::arg("mean_at"));
+      .def("load", &load, py::arg("reference"), py::arg("residual"), py::arg("pending"),
+           py::arg("exchanges"), py::arg("share"), py::arg("mean_at"));
 
   distro::bindings::bind_codec(module);
 }

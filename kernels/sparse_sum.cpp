@@ -21,6 +21,18 @@ std::uint64_t SparseSum::move_into(float* w, float gain, std::uint64_t first) no
   return change;
 }
 
+std::uint64_t SparseSum::move_into(float* w, float gain, std::uint64_t first, float* pending,
+                                   float held) noexcept {
+  std::uint64_t change = 0;
+  drain([&](std::size_t j, float sum) {
+    const float before = w[j];
+    w[j] = moved(before, gain, sum);
+    pending[j] = moved(pending[j], held, sum);
+    change += mix(first + j, w[j]) - mix(first + j, before);
+  });
+  return change;
+}
+
 void SparseSum::take(float* out) noexcept {
   drain([&](std::size_t j, float sum) { out[j] = sum; });
 }

@@ -31,6 +31,10 @@ class SparseSum {
   /// touched entry must lie inside w.
   std::uint64_t move_into(float* w, float gain, std::uint64_t first) noexcept;
 
+  /// The same, and pending[j] += held * sum[j].
+  std::uint64_t move_into(float* w, float gain, std::uint64_t first, float* pending,
+                          float held) noexcept;
+
   /// out[j] = sum[j] at every entry that was touched; empties the sum.
   void take(float* out) noexcept;
 

@@ -2,9 +2,15 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace distro::plugins {
+
+Spread spread(float gain, std::uint32_t spread_steps, std::size_t turns) noexcept {
+  const auto steps = static_cast<float>(spread_steps);
+  return {std::max(gain - 1.0F, 0.0F), steps / (steps + static_cast<float>(turns))};
+}
 
 void check(const Geometry& geometry, std::span<const TensorView> x) {
   if (x.size() != geometry.tensors()) {
@@ -39,21 +45,22 @@ void check(const Geometry& geometry, const Due& due) {
 }
 
 void check_state(const Geometry& geometry, const kernels::KernelTable& kernels, std::size_t tensor,
-                 std::span<const float> reference, std::span<const float> residual) {
+                 std::span<const float> reference, std::span<const float> residual,
+                 std::span<const float> pending) {
   if (tensor >= geometry.tensors()) {
     throw std::invalid_argument(
         fmt::format("tensor {} where the codec has {}", tensor, geometry.tensors()));
   }
   const std::size_t n = geometry.tensor_elements(tensor);
-  if (reference.size() != n || residual.size() != n) {
-    throw std::invalid_argument(
-        fmt::format("tensor {} has {} weights; its saved state has {} and {}", tensor, n,
-                    reference.size(), residual.size()));
+  if (reference.size() != n || residual.size() != n || (!pending.empty() && pending.size() != n)) {
+    throw std::invalid_argument(fmt::format(
+        "tensor {} has {} weights; its saved state has {} and {}{}", tensor, n, reference.size(),
+        residual.size(), pending.empty() ? "" : fmt::format(" and {}", pending.size())));
   }
   const auto finite = [&](std::span<const float> values) {
     return kernels.finite(kernels::DType::f32, values.data(), values.size());
   };
-  if (!finite(reference) || !finite(residual)) {
+  if (!finite(reference) || !finite(residual) || !finite(pending)) {
     throw std::invalid_argument(fmt::format("the saved state of tensor {} is not finite", tensor));
   }
 }

@@ -24,6 +24,8 @@ struct WeightsConfig {
   std::uint32_t value_bits = 1;  ///< 1: sign x shared scale; 32: exact fp32 values.
   kernels::Isa isa = kernels::Isa::scalar;
   tbb::task_arena* arena = nullptr;  ///< Where its tasks run; null: the caller's. Outlives it.
+  /// Steps over which what a gain adds to the mean of the moves comes (spread()); 0: all at once.
+  std::uint32_t spread_steps = 0;
 };
 
 /// An exchange that is due: what every participant sent, in participant order. All records are of
@@ -36,6 +38,17 @@ struct Due {
   [[nodiscard]] std::size_t turn() const noexcept { return contributions[own].record->turn; }
 };
 
+/// How the part of a gain above 1 is spread over the steps after an exchange. The mean of the moves
+/// counts at once, (gain - 1) times it comes bit by bit: a low-pass, so that what the ranks still
+/// correct a moment later is not amplified, while what they keep on doing is.
+struct Spread {
+  float gain = 0.0F;  ///< What is spread of an exchange: pending += gain * sum of weight * q.
+  float keep = 0.0F;  ///< What stays pending of it each time that it is its weights' turn.
+};
+
+/// Of an exchange with this gain. Not exp(): its last bit differs between machines.
+[[nodiscard]] Spread spread(float gain, std::uint32_t spread_steps, std::size_t turns) noexcept;
+
 /// What one step saw and made.
 struct Step {
   std::vector<std::byte> record;  ///< The record's body, ready for the wire.
@@ -45,10 +58,11 @@ struct Step {
   std::optional<std::size_t> non_finite;
 };
 
-/// W and R of one tensor, in its element order.
+/// W, R and P of one tensor, in its element order.
 struct TensorState {
   std::vector<float> reference;
   std::vector<float> residual;
+  std::vector<float> pending;  ///< Empty where no gain is spread.
 };
 
 /// Whether absorbing a move changes what x has to be. With shares of 1 x is W + R before and after
@@ -65,7 +79,8 @@ struct TensorState {
 /// State, fp32, one value a weight: W, the same bits on every rank; R, what this participant moved
 /// that is not in W yet, *entries in flight included* (they leave R when their exchange is
 /// applied), so that x = W + share * R holds for every entry whenever a call has left it, whatever
-/// the delay.
+/// the delay. Where gains are spread (Spread) there is P too, also the same on every rank: what W
+/// is ahead. Then wherever x = W + share * R is said, x = (W - P) + share * R is meant.
 ///
 /// Where the geometry has several turns, exchange `number` looks at the weights of its turn only,
 /// and the others keep what the optimizer does to them in full until they are looked at.
@@ -114,6 +129,10 @@ class ModuleCodec {
   /// x = W + share * R.
   virtual void leave(Views x, float share) = 0;
 
+  /// Absorb the optimizer's move of all weights, whosever turn it is, and leave them with another
+  /// share.
+  virtual void reshare(Views x, float share_before, float share_after) = 0;
+
   /// The body of a record of exchange `number` that sends nothing.
   [[nodiscard]] virtual std::vector<std::byte> empty_record(std::uint64_t number) const = 0;
 
@@ -132,9 +151,10 @@ class ModuleCodec {
   /// bits, wherever they lie.
   [[nodiscard]] virtual std::uint64_t fingerprint(Views x, std::uint64_t number) = 0;
 
-  /// Replace W and R of a tensor (a per-rank resume); call rehash() after the last one.
+  /// Replace W, R and P of a tensor (a per-rank resume); call rehash() after the last one. Where
+  /// nothing is pending, and where no gain is spread, P may be empty.
   virtual void restore_state(std::size_t tensor, std::span<const float> reference,
-                             std::span<const float> residual) = 0;
+                             std::span<const float> residual, std::span<const float> pending) = 0;
   /// Compute the checksum anew.
   virtual void rehash() = 0;
 
@@ -149,7 +169,8 @@ class ModuleCodec {
 void check(const Geometry& geometry, std::span<const TensorView> x);
 void check(const Geometry& geometry, const Due& due);
 void check_state(const Geometry& geometry, const kernels::KernelTable& kernels, std::size_t tensor,
-                 std::span<const float> reference, std::span<const float> residual);
+                 std::span<const float> reference, std::span<const float> residual,
+                 std::span<const float> pending);
 
 /// Makes the codec of a module whose tensors have this geometry.
 using CodecFactory =

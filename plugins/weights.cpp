@@ -28,6 +28,8 @@ struct RunResult {
 // more: threads wait for the last one.
 constexpr std::size_t kBlockElements = 16 * kernels::kTileElements;
 
+using TileBuffer = std::array<float, kernels::kTileElements>;
+
 /// Consecutive weights of a tensor.
 struct Block {
   std::size_t tensor = 0;
@@ -52,6 +54,13 @@ std::size_t default_turns(std::uint32_t k) noexcept {
   return turns;
 }
 
+std::uint32_t default_spread_steps(std::uint32_t k) noexcept {
+  // Fewer: an entry is sent so seldom that the participants' parts come one by one as it is.
+  constexpr std::uint32_t kLeastK = 24;
+  constexpr std::uint32_t kMostSteps = 48;
+  return k < kLeastK || k == kernels::kTileElements ? 0 : std::min(3 * k / 8, kMostSteps);
+}
+
 double mean_move(const Geometry& geometry, std::uint64_t number, double sum) noexcept {
   const auto elements =
       static_cast<double>(std::max<std::size_t>(geometry.elements(geometry.turn_of(number)), 1));
@@ -64,8 +73,10 @@ struct WeightsCodec::State {
       : geometry(std::move(cut)),
         kernels(kernels::table(how.isa)),
         arena(how.arena),
+        spread_steps(how.spread_steps),
         w(geometry.elements()),
-        r(geometry.elements()) {
+        r(geometry.elements()),
+        pending(spread_steps > 0 ? geometry.elements() : 0) {
     std::size_t most_runs = 0;
     std::size_t most_staged = 0;
     for (std::size_t turn = 0; turn < geometry.turns(); ++turn) {
@@ -101,6 +112,8 @@ struct WeightsCodec::State {
   /// Per tile: absorb, apply, select, restore. Adds up the checksum; returns the sum of |move|.
   double run(std::size_t turn, const Pass& pass);
   void run_tiles(std::size_t turn, const Pass& pass, std::size_t run);
+  /// W - P of a tile: W itself where no gain is spread, or computed in the buffer.
+  [[nodiscard]] const float* arrived(const Tile& tile, TileBuffer& buffer) const noexcept;
   [[nodiscard]] Step step(std::uint64_t number, const Pass& pass);
   /// Runs task(tile, number of the tile in its turn, result of its run) for every tile of a turn.
   template <class Task>
@@ -120,8 +133,10 @@ struct WeightsCodec::State {
   tbb::task_arena* arena;
   std::vector<RecordCoder> coders;  // by turn
   std::vector<Block> blocks;
+  std::uint32_t spread_steps;
   std::vector<float> w;
   std::vector<float> r;
+  std::vector<float> pending;  // P; empty where no gain is spread
   std::uint64_t checksum = 0;
   // Kept between steps, so that a step allocates nothing but the record that it returns.
   std::vector<std::byte> staging;
@@ -180,6 +195,18 @@ bool WeightsCodec::State::finite(std::size_t turn, std::span<const TensorView> x
                              [](const RunResult& result) { return result.finite; });
 }
 
+const float* WeightsCodec::State::arrived(const Tile& tile, TileBuffer& buffer) const noexcept {
+  const float* const tile_w = w.data() + tile.begin;
+  if (pending.empty()) {
+    return tile_w;
+  }
+  const float* const tile_p = pending.data() + tile.begin;
+  for (std::size_t j = 0; j < tile.elements; ++j) {
+    buffer[j] = tile_w[j] - tile_p[j];
+  }
+  return buffer.data();
+}
+
 void WeightsCodec::State::run_tiles(std::size_t turn, const Pass& pass, std::size_t run) {
   const TileRun& tiles = geometry.runs(turn)[run];
   const RecordCoder& coder = coders[turn];
@@ -187,15 +214,27 @@ void WeightsCodec::State::run_tiles(std::size_t turn, const Pass& pass, std::siz
   RunWriter writer = coder.writer(run, staging);
   kernels::SparseSum sum;
   std::array<std::uint16_t, kernels::kTileElements> index{};
+  TileBuffer buffer;
   for (std::size_t t = tiles.first_tile; t < tiles.first_tile + tiles.tiles; ++t) {
     const Tile& tile = geometry.tiles(turn)[t];
     float* const tile_w = w.data() + tile.begin;
     float* const tile_r = r.data() + tile.begin;
     if (pass.absorb != nullptr) {
-      result.moved += absorb_tile(kernels, geometry, tile, pass.x, tile_w, tile_r, *pass.absorb);
+      result.moved +=
+          absorb_tile(kernels, geometry, tile, pass.x, arrived(tile, buffer), tile_r, *pass.absorb);
     }
     if (pass.due != nullptr) {
-      result.checksum += apply_tile(*pass.due, t, tile.begin, tile_w, tile_r, sum);
+      Pending tile_p;
+      if (!pending.empty()) {
+        tile_p = {pending.data() + tile.begin,
+                  spread(pass.due->gain, spread_steps, geometry.turns())};
+      }
+      result.checksum += apply_tile(*pass.due, t, tile.begin, tile_w, tile_r, tile_p, sum);
+      if (tile_p.values != nullptr) {
+        for (std::size_t j = 0; j < tile.elements; ++j) {
+          tile_p.values[j] *= tile_p.spread.keep;
+        }
+      }
     }
     if (pass.select) {
       const std::size_t kept = TileLayout::kept(coder.format().k, tile.elements);
@@ -203,7 +242,7 @@ void WeightsCodec::State::run_tiles(std::size_t turn, const Pass& pass, std::siz
       writer.add(std::span(index).first(count), tile_r);
     }
     if (pass.restore != nullptr) {
-      restore_tile(kernels, geometry, tile, pass.x, tile_w, tile_r, *pass.restore);
+      restore_tile(kernels, geometry, tile, pass.x, arrived(tile, buffer), tile_r, *pass.restore);
     }
   }
   if (pass.select) {
@@ -300,6 +339,7 @@ std::optional<std::size_t> WeightsCodec::begin(Views x) {
       std::fill_n(state.r.data() + tile.begin, tile.elements, 0.0F);
     });
   }
+  std::ranges::fill(state.pending, 0.0F);
   rehash();
   return std::nullopt;
 }
@@ -345,6 +385,13 @@ void WeightsCodec::leave(Views x, float share) {
   }
 }
 
+void WeightsCodec::reshare(Views x, float share_before, float share_after) {
+  check(state_->geometry, x);
+  for (std::size_t turn = 0; turn < state_->geometry.turns(); ++turn) {
+    state_->run(turn, {x, &share_before, nullptr, false, &share_after});
+  }
+}
+
 std::vector<std::byte> WeightsCodec::empty_record(std::uint64_t number) const {
   const RecordCoder& coder = state_->coders[state_->geometry.turn_of(number)];
   return in_arena(state_->arena, [&] { return coder.empty(); });
@@ -373,13 +420,16 @@ std::vector<TensorState> WeightsCodec::state(Views x, float share) {
   std::vector<float> r = state.r;
   for (std::size_t turn = 0; turn < state.geometry.turns(); ++turn) {
     state.for_each_tile(turn, [&](const Tile& tile, std::size_t, RunResult&) {
-      absorb_tile(state.kernels, state.geometry, tile, x, state.w.data() + tile.begin,
+      TileBuffer buffer;
+      absorb_tile(state.kernels, state.geometry, tile, x, state.arrived(tile, buffer),
                   r.data() + tile.begin, share);
     });
   }
   std::vector<TensorState> result;
   for (std::size_t tensor = 0; tensor < state.geometry.tensors(); ++tensor) {
-    result.push_back({reference(tensor), state.of_tensor(tensor, r)});
+    result.push_back(
+        {reference(tensor), state.of_tensor(tensor, r),
+         state.pending.empty() ? std::vector<float>{} : state.of_tensor(tensor, state.pending)});
   }
   return result;
 }
@@ -390,11 +440,17 @@ std::uint64_t WeightsCodec::fingerprint(Views x, std::uint64_t number) {
 }
 
 void WeightsCodec::restore_state(std::size_t tensor, std::span<const float> reference,
-                                 std::span<const float> residual) {
+                                 std::span<const float> residual, std::span<const float> pending) {
   State& state = *state_;
-  check_state(state.geometry, state.kernels, tensor, reference, residual);
+  check_state(state.geometry, state.kernels, tensor, reference, residual, pending);
   state.to_tensor(tensor, reference, state.w);
   state.to_tensor(tensor, residual, state.r);
+  if (!state.pending.empty()) {
+    state.to_tensor(tensor,
+                    pending.empty() ? std::vector<float>(reference.size())
+                                    : std::vector<float>(pending.begin(), pending.end()),
+                    state.pending);
+  }
 }
 
 void WeightsCodec::rehash() {

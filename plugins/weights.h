@@ -20,6 +20,12 @@ namespace distro::plugins {
 /// selection remains one.
 [[nodiscard]] std::size_t default_turns(std::uint32_t k) noexcept;
 
+/// Over how many steps comes what a gain adds to a mean of moves by default (Spread; 0: at once).
+/// The more of a tile is sent at each step, the sooner all participants send the same entry, and
+/// the longer it takes until each has seen what the others' entries did.
+/// integration/studies/grids/k.json compares.
+[[nodiscard]] std::uint32_t default_spread_steps(std::uint32_t k) noexcept;
+
 /// Step::move_mean, of the sum of |move| over the turn of exchange `number`: its weights have moved
 /// since their last turn.
 [[nodiscard]] double mean_move(const Geometry& geometry, std::uint64_t number, double sum) noexcept;
@@ -46,6 +52,7 @@ class WeightsCodec final : public ModuleCodec {
   void settle(Views x, const Due& due, float share_after) override;
   void apply(const Due& due) override;
   void leave(Views x, float share) override;
+  void reshare(Views x, float share_before, float share_after) override;
   [[nodiscard]] std::vector<std::byte> empty_record(std::uint64_t number) const override;
   [[nodiscard]] ParsedRecord parse(std::span<const std::byte> body,
                                    std::uint64_t number) const override;
@@ -53,7 +60,7 @@ class WeightsCodec final : public ModuleCodec {
   [[nodiscard]] std::vector<TensorState> state(Views x, float share) override;
   [[nodiscard]] std::uint64_t fingerprint(Views x, std::uint64_t number) override;
   void restore_state(std::size_t tensor, std::span<const float> reference,
-                     std::span<const float> residual) override;
+                     std::span<const float> residual, std::span<const float> pending) override;
   void rehash() override;
 
   /// A copy of W and R of tensor i, in the tensor's element order.

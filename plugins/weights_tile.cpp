@@ -117,7 +117,7 @@ void restore_tile(const kernels::KernelTable& kernels, const Geometry& geometry,
 }
 
 std::uint64_t apply_tile(const Due& due, std::size_t tile, std::size_t begin, float* w, float* r,
-                         kernels::SparseSum& sum) noexcept {
+                         const Pending& pending, kernels::SparseSum& sum) noexcept {
   // Where no pass over the tile precedes this one, every entry of w is a cache miss: fetch them all
   // at once.
   for (std::size_t participant = 0; participant < due.contributions.size(); ++participant) {
@@ -140,7 +140,9 @@ std::uint64_t apply_tile(const Due& due, std::size_t tile, std::size_t begin, fl
       }
     }
   }
-  return sum.move_into(w, due.gain, begin);
+  return pending.values == nullptr
+             ? sum.move_into(w, due.gain, begin)
+             : sum.move_into(w, due.gain, begin, pending.values, pending.spread.gain);
 }
 
 }  // namespace distro::plugins

@@ -30,9 +30,16 @@ void restore_tile(const kernels::KernelTable& kernels, const Geometry& geometry,
                   std::span<const TensorView> x, const float* w, const float* r,
                   float share) noexcept;
 
-/// W += gain * sum of weight * q, in participant order; R -= own q. `sum` is empty before and
-/// after. `tile`: its number in its turn. Returns the change of the checksum of W.
+/// What a tile has of P.
+struct Pending {
+  float* values = nullptr;  ///< Null: no gain is spread.
+  Spread spread;
+};
+
+/// W += gain * sum of weight * q, in participant order; R -= own q. P += what is spread of it.
+/// `sum` is empty before and after. `tile`: its number in its turn. Returns the change of the
+/// checksum of W.
 std::uint64_t apply_tile(const Due& due, std::size_t tile, std::size_t begin, float* w, float* r,
-                         kernels::SparseSum& sum) noexcept;
+                         const Pending& pending, kernels::SparseSum& sum) noexcept;
 
 }  // namespace distro::plugins

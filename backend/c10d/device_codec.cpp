@@ -86,6 +86,9 @@ DeviceCodec::DeviceCodec(plugins::Geometry geometry, const plugins::WeightsConfi
   const auto options = at::TensorOptions().device(device_);
   w_ = at::zeros({slots}, options.dtype(at::kFloat));
   r_ = at::zeros({slots}, options.dtype(at::kFloat));
+  if (config.spread_steps > 0) {
+    pending_ = at::zeros({slots}, options.dtype(at::kFloat));
+  }
   lane_ = at::arange(kTile - 1, -1, -1, options.dtype(at::kLong)).mul_(1 << kIndexShift);
 }
 
@@ -155,6 +158,9 @@ std::optional<std::size_t> DeviceCodec::begin(Views x) {
     }
   }
   r_.zero_();
+  if (pending_.defined()) {
+    pending_.zero_();
+  }
   rehash();
   return std::nullopt;
 }
@@ -163,13 +169,17 @@ DeviceCodec::Chunks DeviceCodec::chunks(std::size_t turn, Views x) const {
   return turns_[turn].layout.chunks(x, device_);
 }
 
+at::Tensor DeviceCodec::arrived(const DeviceLayout::Chunk& chunk) const {
+  const at::Tensor w = w_.narrow(0, chunk.begin, chunk.slots);
+  return pending_.defined() ? w - pending_.narrow(0, chunk.begin, chunk.slots) : w;
+}
+
 at::Tensor DeviceCodec::absorb(const Chunks& chunks, float share,
                                const at::Tensor& residual) const {
   at::Tensor moved = at::zeros({}, w_.options().dtype(at::kDouble));
   for (const auto& chunk : chunks) {
-    const at::Tensor w = w_.narrow(0, chunk.begin, chunk.slots);
     const at::Tensor r = residual.narrow(0, chunk.begin, chunk.slots);
-    const at::Tensor before = left(w, r, share, chunk.type);
+    const at::Tensor before = left(arrived(chunk), r, share, chunk.type);
     const at::Tensor move = chunk.type == at::kDouble
                                 ? (chunk.weights() - before).to(at::kFloat)
                                 : chunk.weights().to(at::kFloat) - before.to(at::kFloat);
@@ -181,8 +191,7 @@ at::Tensor DeviceCodec::absorb(const Chunks& chunks, float share,
 
 void DeviceCodec::restore(const Chunks& chunks, float share) const {
   for (const auto& chunk : chunks) {
-    chunk.assign(left(w_.narrow(0, chunk.begin, chunk.slots),
-                      r_.narrow(0, chunk.begin, chunk.slots), share, chunk.type));
+    chunk.assign(left(arrived(chunk), r_.narrow(0, chunk.begin, chunk.slots), share, chunk.type));
   }
 }
 
@@ -238,6 +247,16 @@ void DeviceCodec::move_reference(const plugins::Due& due) {
     checksum_ += touched.checksum;
   }
   w_.index_copy_(0, index, values.to(device_, /*non_blocking=*/true));
+  if (pending_.defined()) {
+    const float held = plugins::spread(due.gain, config_.spread_steps, geometry_.turns()).gain;
+    std::vector<float> sums;
+    for (const Touched& touched : std::span(touched_).first(runs)) {
+      sums.insert(sums.end(), touched.sum.begin(), touched.sum.end());
+    }
+    const at::Tensor added =
+        to_device<float>(sums, at::kFloat, device_).mul_(static_cast<double>(held));
+    pending_.index_copy_(0, index, pending_.index_select(0, index).add_(added));
+  }
 }
 
 void DeviceCodec::take_from_residual(const plugins::ParsedRecord& own) {
@@ -360,6 +379,12 @@ void DeviceCodec::settle(Views x, const plugins::Due& due, float share_after) {
 
 void DeviceCodec::exchange(const plugins::Due& due) {
   move_reference(due);
+  if (pending_.defined()) {
+    const DeviceLayout& layout = turns_[due.turn()].layout;
+    pending_.narrow(0, layout.first_slot(), layout.slots())
+        .mul_(static_cast<double>(
+            plugins::spread(due.gain, config_.spread_steps, geometry_.turns()).keep));
+  }
   take_from_residual(*due.contributions[due.own].record);
 }
 
@@ -374,6 +399,16 @@ void DeviceCodec::leave(Views x, float share) {
   const PlainArithmetic plain;
   for (std::size_t turn = 0; turn < turns_.size(); ++turn) {
     restore(chunks(turn, x), share);
+  }
+}
+
+void DeviceCodec::reshare(Views x, float share_before, float share_after) {
+  check(geometry_, x);
+  const PlainArithmetic plain;
+  for (std::size_t turn = 0; turn < turns_.size(); ++turn) {
+    const Chunks of_turn = chunks(turn, x);
+    static_cast<void>(absorb(of_turn, share_before, r_));
+    restore(of_turn, share_after);
   }
 }
 
@@ -400,6 +435,7 @@ std::vector<plugins::TensorState> DeviceCodec::state(Views x, float share) {
   }
   residual = residual.cpu();
   const at::Tensor reference = w_.cpu();
+  const at::Tensor pending = pending_.defined() ? pending_.cpu() : at::Tensor();
   const auto of_tensor = [&](std::size_t tensor, const at::Tensor& slots) {
     const auto n = static_cast<std::int64_t>(geometry_.tensor_elements(tensor));
     const at::Tensor values = at::empty({n}, at::kFloat);
@@ -411,7 +447,8 @@ std::vector<plugins::TensorState> DeviceCodec::state(Views x, float share) {
   };
   std::vector<plugins::TensorState> result;
   for (std::size_t tensor = 0; tensor < geometry_.tensors(); ++tensor) {
-    result.push_back({of_tensor(tensor, reference), of_tensor(tensor, residual)});
+    result.push_back({of_tensor(tensor, reference), of_tensor(tensor, residual),
+                      pending.defined() ? of_tensor(tensor, pending) : std::vector<float>{}});
   }
   return result;
 }
@@ -445,14 +482,19 @@ std::uint64_t DeviceCodec::fingerprint(Views x, std::uint64_t number) {
 }
 
 void DeviceCodec::restore_state(std::size_t tensor, std::span<const float> reference,
-                                std::span<const float> residual) {
-  check_state(geometry_, kernels::table(config_.isa), tensor, reference, residual);
+                                std::span<const float> residual, std::span<const float> pending) {
+  check_state(geometry_, kernels::table(config_.isa), tensor, reference, residual, pending);
   const PlainArithmetic plain;
   const at::Tensor w = to_device(reference, at::kFloat, device_);
   const at::Tensor r = to_device(residual, at::kFloat, device_);
+  const at::Tensor p =
+      pending.empty() ? at::zeros_like(w) : to_device(pending, at::kFloat, device_);
   for (const Turn& turn : turns_) {
     turn.layout.put(tensor, w, w_);
     turn.layout.put(tensor, r, r_);
+    if (pending_.defined()) {
+      turn.layout.put(tensor, p, pending_);
+    }
   }
 }
 

@@ -41,6 +41,7 @@ class DeviceCodec final : public plugins::ModuleCodec {
   void settle(Views x, const plugins::Due& due, float share_after) override;
   void apply(const plugins::Due& due) override;
   void leave(Views x, float share) override;
+  void reshare(Views x, float share_before, float share_after) override;
   [[nodiscard]] std::vector<std::byte> empty_record(std::uint64_t number) const override;
   [[nodiscard]] plugins::ParsedRecord parse(std::span<const std::byte> body,
                                             std::uint64_t number) const override;
@@ -48,7 +49,7 @@ class DeviceCodec final : public plugins::ModuleCodec {
   [[nodiscard]] std::vector<plugins::TensorState> state(Views x, float share) override;
   [[nodiscard]] std::uint64_t fingerprint(Views x, std::uint64_t number) override;
   void restore_state(std::size_t tensor, std::span<const float> reference,
-                     std::span<const float> residual) override;
+                     std::span<const float> residual, std::span<const float> pending) override;
   void rehash() override;
 
  private:
@@ -71,6 +72,8 @@ class DeviceCodec final : public plugins::ModuleCodec {
   [[nodiscard]] Chunks chunks(std::size_t turn, Views x) const;
   /// Whether all of these weights are finite. The host waits for the device.
   [[nodiscard]] bool finite(std::initializer_list<const Chunks*> looked_at) const;
+  /// W - P: what x has of W.
+  [[nodiscard]] at::Tensor arrived(const DeviceLayout::Chunk& chunk) const;
   /// residual += what the optimizer did to these weights. Returns the sum of |move|, a scalar on
   /// the device.
   [[nodiscard]] at::Tensor absorb(const Chunks& chunks, float share,
@@ -93,9 +96,10 @@ class DeviceCodec final : public plugins::ModuleCodec {
   const std::uint32_t kept_;  // of 4096 weights that are looked at
   const at::Device device_;
   std::vector<Turn> turns_;
-  at::Tensor w_;     // [slots] fp32
-  at::Tensor r_;     // [slots] fp32
-  at::Tensor lane_;  // [4096] int64: a key's part that says which entry of the tile
+  at::Tensor w_;        // [slots] fp32
+  at::Tensor r_;        // [slots] fp32
+  at::Tensor pending_;  // P, [slots] fp32; undefined where no gain is spread
+  at::Tensor lane_;     // [4096] int64: a key's part that says which entry of the tile
   std::uint64_t checksum_ = 0;
   std::vector<std::byte> staging_;
   std::vector<std::size_t> bits_;

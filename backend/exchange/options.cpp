@@ -37,6 +37,9 @@ constexpr std::uint32_t kDefaultKOfGradients = 6;
 // ago.
 constexpr std::uint32_t kMostTurns = 64;
 
+// More: a training would end before what its exchanges have given has come.
+constexpr std::uint32_t kMostSpreadSteps = 10000;
+
 // Of a name or value that is no text, in an error text, in bytes.
 constexpr std::size_t kMaxShownValue = 200;
 
@@ -249,6 +252,12 @@ const std::vector<Entry>& entries() {
              t == "auto" ? std::optional<std::uint32_t>{} : number<std::uint32_t>(t, 1, kMostTurns);
        },
        kOfWeights},
+      {"spread", false, "auto, or a whole number of steps from 0 to 10000",
+       [](Options& o, std::string_view t) {
+         o.spread_given = t == "auto" ? std::optional<std::uint32_t>{}
+                                      : number<std::uint32_t>(t, 0, kMostSpreadSteps);
+       },
+       kOfWeights},
       {"transform", false, "dct, none",
        [](Options& o, std::string_view t) { o.transform = transform(t); }, kOfGradients},
       {"beta", false, "a number from 0 to 1",
@@ -428,6 +437,10 @@ std::size_t Options::turns() const noexcept {
   return turns_given ? *turns_given : plugins::default_turns(k);
 }
 
+std::uint32_t Options::spread_steps() const noexcept {
+  return spread_given ? *spread_given : plugins::default_spread_steps(k);
+}
+
 plugins::GradientConfig Options::gradient_config() const {
   // DeMo's own decay; with error feedback nothing is forgotten.
   const double decay = beta.value_or(mode == Mode::demo ? 0.999 : 1.0);
@@ -453,6 +466,7 @@ StringMap Options::agreed() const {
           {"gain", text(gain)},
           {"share", text(share)},
           {"turns", std::to_string(turns())},
+          {"spread", std::to_string(spread_steps())},
           {"value_bits", std::to_string(value_bits)},
           {"delay", std::to_string(delay)},
           {"min_elements", std::to_string(min_elements)},

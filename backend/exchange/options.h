@@ -37,12 +37,13 @@ struct Options {
   Mode mode = Mode::automatic;
   std::uint32_t k = 10;         ///< Entries kept per 4096 weights; 6 of gradients.
   std::optional<double> gain;   ///< Empty: by the optimizer's class.
-  std::optional<double> share;  ///< Empty: 1; gain / participants where there is one turn.
-  std::optional<std::uint32_t> turns_given;  ///< Empty: by k (turns()).
-  std::uint32_t value_bits = 1;              ///< 1 or 32.
-  int delay = 1;                             ///< Steps that an exchange may travel: 0 or 1.
-  std::string site;                          ///< A label, "host", or empty: ranks that act as one.
-  std::uint64_t min_elements = 4096;         ///< ef, demo: smallest reduction that is compressed.
+  std::optional<double> share;  ///< Empty: gain / participants; 1 where a gain is spread.
+  std::optional<std::uint32_t> turns_given;   ///< Empty: by k (turns()).
+  std::optional<std::uint32_t> spread_given;  ///< Empty: by k (spread_steps()).
+  std::uint32_t value_bits = 1;               ///< 1 or 32.
+  int delay = 1;                              ///< Steps that an exchange may travel: 0 or 1.
+  std::string site;                           ///< A label, "host", or empty: ranks that act as one.
+  std::uint64_t min_elements = 4096;          ///< ef, demo: smallest reduction that is compressed.
   plugins::Transform transform = plugins::Transform::dct;  ///< ef, demo.
   std::optional<double> beta;  ///< ef, demo: decay of the residual; empty: 1 in ef, 0.999 in demo.
   bool compress_reduce_scatter = false;  ///< ef, demo: reduce-scatters, too, are compressed.
@@ -66,6 +67,9 @@ struct Options {
 
   /// How many turns the weights of a module take: of so many exchanges each looks at another part.
   [[nodiscard]] std::size_t turns() const noexcept;
+
+  /// Over how many steps comes what a gain adds to the mean of the moves (plugins::Spread).
+  [[nodiscard]] std::uint32_t spread_steps() const noexcept;
 
   [[nodiscard]] bool has_keys() const noexcept { return !curve_secret_file.empty(); }
 

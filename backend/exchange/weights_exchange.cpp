@@ -20,11 +20,18 @@ using transport::LogLevel;
 constexpr double kUnusualMove = 8.0;
 constexpr std::uint64_t kStepsToKnowUsual = 10;
 
+// With R = 0 any share gives the same x.
+constexpr float kNoShareYet = 0.0F;
+
 // What fits into one message.
 constexpr std::size_t kLargestRecordBytes = transport::kMaxMessageBytes - kEnvelopeBytes;
 
 plugins::WeightsConfig config_of(const Options& options, tbb::task_arena& arena) {
-  return {options.k, options.value_bits, options.isa, &arena};
+  return {.k = options.k,
+          .value_bits = options.value_bits,
+          .isa = options.isa,
+          .arena = &arena,
+          .spread_steps = options.spread_steps()};
 }
 
 // The tiles of a module whose records all ranks can keep. Before any memory is taken for it.
@@ -80,11 +87,12 @@ float WeightsExchange::share() const {
   if (const auto& fixed = group_->options().share) {
     return static_cast<float>(*fixed);
   }
-  if (codec_->geometry().turns() > 1) {
-    return 1.0F;
-  }
   const Sites& sites = group_->sites();
   const float gain = sent_.gain == kGainUnknown ? sites.gain() : sent_.gain;
+  // The mean of the moves counts at once where a gain is spread: then so does a rank's own.
+  if (group_->options().spread_steps() > 0 && gain > 1.0F) {
+    return 1.0F;
+  }
   return sites.share(sites.participant_of(group_->rank()), gain);
 }
 
@@ -124,7 +132,7 @@ void WeightsExchange::stay_exact(Views x, ExactCollectives& exact, const std::st
 
 void WeightsExchange::begin_locked(Views x, ExactCollectives& exact) {
   const auto adopt = [&] {
-    share_left_ = 0.0F;  // R = 0: any share gives the same x
+    share_left_ = kNoShareYet;
     return codec_->begin(x);
   };
   const auto non_finite = loaded_ ? std::nullopt : adopt();
@@ -283,7 +291,7 @@ void WeightsExchange::take_mean(Views x, ExactCollectives& exact) {
                     "rank's weights are not. All ranks stop; resume from a checkpoint.",
                     group_->rank(), tensors()[*non_finite].name, ranks_.where(sent_.exchange)));
   }
-  share_left_ = 0.0F;
+  share_left_ = kNoShareYet;
   mean_at_ = sent_.exchange;
   marked_ = false;
   asked_ = false;
@@ -363,10 +371,16 @@ void WeightsExchange::sync_locked(Views x, ExactCollectives& exact, float gain) 
     group_->counters().resyncs.fetch_add(1, std::memory_order_relaxed);
     take_mean(x, exact);
   }
-  const float share_before = share_left_;
+  float share_before = share_left_;
   const float share_after = share();  // the reports of the site may tell of another gain
   const bool edited = marked_;
   const std::uint64_t fingerprint = ranks_.has_site() ? codec_->fingerprint(x, sent_.exchange) : 0;
+  if (codec_->geometry().turns() > 1 && share_before != share_after &&
+      share_before != kNoShareYet && !edited) {
+    // Another gain: weights whose turn it is not would keep the old share.
+    codec_->reshare(x, share_before, share_after);
+    share_before = share_left_ = share_after;
+  }
   plugins::Step step;
   if (resync) {
     step.record = codec_->empty_record(since_mean());
@@ -431,10 +445,11 @@ ModuleState WeightsExchange::state(Views x) {
   if (!begun_ && !loaded_) {
     codec_->begin(x);  // W = x as it is now; the first training forward adopts it again
   }
-  ModuleState state{{}, {}, sent_.exchange, share_left_, mean_at_};
+  ModuleState state{{}, {}, {}, sent_.exchange, share_left_, mean_at_};
   for (auto& tensor : codec_->state(x, share_left_)) {
     state.reference.push_back(std::move(tensor.reference));
     state.residual.push_back(std::move(tensor.residual));
+    state.pending.push_back(std::move(tensor.pending));
   }
   return state;
 }
@@ -446,7 +461,8 @@ void WeightsExchange::load(const ModuleState& state, Views x) {
         "rank {}: load the state of module {} before its first training forward, not after",
         group_->rank(), ordinal()));
   }
-  if (state.reference.size() != tensors().size() || state.residual.size() != tensors().size()) {
+  if (state.reference.size() != tensors().size() || state.residual.size() != tensors().size() ||
+      state.pending.size() != tensors().size()) {
     throw ExchangeError(fmt::format("rank {}: the state has {} tensors, module {} has {}",
                                     group_->rank(), state.reference.size(), ordinal(),
                                     tensors().size()));
@@ -458,13 +474,14 @@ void WeightsExchange::load(const ModuleState& state, Views x) {
                     group_->rank(), ordinal(), state.exchanges, state.mean_at));
   }
   for (std::size_t tensor = 0; tensor < tensors().size(); ++tensor) {
-    if (state.reference[tensor].size() != tensors()[tensor].elements() ||
-        state.residual[tensor].size() != tensors()[tensor].elements()) {
+    const std::size_t elements = tensors()[tensor].elements();
+    const auto& pending = state.pending[tensor];
+    if (state.reference[tensor].size() != elements || state.residual[tensor].size() != elements ||
+        (!pending.empty() && pending.size() != elements)) {
       throw ExchangeError(fmt::format("rank {}: the state of {} does not have its {} elements",
-                                      group_->rank(), tensors()[tensor].name,
-                                      tensors()[tensor].elements()));
+                                      group_->rank(), tensors()[tensor].name, elements));
     }
-    codec_->restore_state(tensor, state.reference[tensor], state.residual[tensor]);
+    codec_->restore_state(tensor, state.reference[tensor], state.residual[tensor], pending);
   }
   codec_->rehash();
   codec_->leave(x, state.share);

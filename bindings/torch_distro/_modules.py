@@ -94,6 +94,9 @@ _WRAP = (
     "sharding)"
 )
 _NOT_EXCHANGED = f"this module is not in weights mode: {_WRAP}"
+# What a state has of each parameter.
+_PARTS = {"reference", "residual", "pending"}
+
 _NO_STATE = f"this module is not compressed, and so there is nothing to save: {_WRAP}"
 
 
@@ -122,7 +125,9 @@ def state_dict(module: nn.Module) -> dict[str, Any]:
     Returns:
         In weights mode ``reference`` and ``residual`` (W and R by parameter name, fp32, in the
         parameters' shapes; R holds an exchange in flight, too), ``exchanges`` (count), ``share``
-        (weights are W + share * R), ``mean_at`` (exchanges when all took the mean last). In modes
+        (weights are W + share * R), ``mean_at`` (exchanges when all took the mean last); where
+        gains are spread (Options.spread) also ``pending`` (P, of which W is ahead: weights are
+        W - P + share * R). In modes
         ef and demo ``residual`` (what was not sent of the gradients by parameter name, fp32, flat;
         only of parameters that were compressed),
         ``exchanges``, ``mode`` and ``transform``.
@@ -135,7 +140,7 @@ def state_dict(module: nn.Module) -> dict[str, Any]:
         return _gradient_state(attachment)
     attachment.settle()
     state = attachment.synchroniser.state()
-    for part in ("reference", "residual"):
+    for part in _PARTS & state.keys():
         shaped = zip(attachment.names, state[part], attachment.shapes, strict=True)
         state[part] = {name: flat.reshape(shape) for name, flat, shape in shaped}
     return state
@@ -166,7 +171,7 @@ def load_state_dict(module: nn.Module, state: dict[str, Any]) -> None:
     if attachment.gradients:
         _load_gradient_state(attachment, state)
         return
-    for part in ("reference", "residual"):
+    for part in {"reference", "residual"} | (_PARTS & state.keys()):
         if set(state[part]) != set(attachment.names):
             differing = sorted(set(state[part]) ^ set(attachment.names))
             raise ValueError(
@@ -176,6 +181,7 @@ def load_state_dict(module: nn.Module, state: dict[str, Any]) -> None:
     attachment.synchroniser.load(
         [state["reference"][name] for name in attachment.names],
         [state["residual"][name] for name in attachment.names],
+        [state.get("pending", {}).get(name, torch.empty(0)) for name in attachment.names],
         state["exchanges"],
         state["share"],
         state["mean_at"],

@@ -23,10 +23,12 @@ class Options:
             number of ranks for optimizers that normalise, 1 for SGD) or a number.
         delay: 1: an exchange travels during the next step; 0: each step waits for it.
         site: a label, or ``host``: ranks that act as one participant. Differs from rank to rank.
-        share: weight of a rank's unsent moves in its own weights: ``auto`` (1; gain / ranks where
-            ``turns`` is 1) or 0 to 1.
+        share: weight of a rank's unsent moves in its own weights: ``auto`` (gain / ranks; 1 where
+            a gain is spread) or 0 to 1.
         turns: of so many exchanges each looks at another part of the weights: ``auto`` (up to 16,
             the fewer the larger k) or 1 to 64.
+        spread: steps over which what a gain adds to the mean comes: ``auto`` (0, all at once, where
+            k is below 24, and up to 48 where it is large) or 0 to 10000.
         value_bits: 1 (sign and shared scale) or 32 (exact values).
         min_elements: ``ef``, ``demo``: elements of the smallest reduction that is compressed
             (4096).
@@ -58,6 +60,7 @@ class Options:
     delay: Literal[0, 1] | None = None
     share: float | Literal["auto"] | None = None
     turns: int | Literal["auto"] | None = None
+    spread: int | Literal["auto"] | None = None
     value_bits: int | None = None
     transport: str | None = None
     topology: Literal["mesh", "hub"] | None = None

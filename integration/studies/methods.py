@@ -58,7 +58,8 @@ class Weights(Method):
         delay: DISTRO_DELAY.
         gain: DISTRO_GAIN; default: sqrt n.
         turns: Options.turns; default: the backend's own.
-        share: Options.share; default: 1, or gain / n where there is one turn.
+        share: Options.share; default: gain / n, or 1 where a gain is spread.
+        spread: Options.spread; default: the backend's own.
     """
 
     def __init__(
@@ -70,17 +71,23 @@ class Weights(Method):
         gain: float | None = None,
         share: float | None = None,
         turns: int | None = None,
+        spread: int | None = None,
     ) -> None:
         super().__init__()
         self.n, self.delay = len(weights[0]), delay
         core = _extension.extension()
         turns = core.default_turns(k) if turns is None else turns
         self.gain = math.sqrt(self.n) if gain is None else gain
-        self.share = (1.0 if turns > 1 else self.gain / self.n) if share is None else share
+        spread = core.default_spread_steps(k) if spread is None else spread
+        if share is None:
+            share = 1.0 if spread > 0 and self.gain > 1 else self.gain / self.n
+        self.share = share
         elements = [tensor[0].numel() for tensor in weights]
         # In host memory the codec that is faster there; on a device the one that works on it.
         device = None if weights[0].is_cpu else weights[0].device
-        self.codecs = [core.Codec(elements, k, value_bits, device, turns) for _ in range(self.n)]
+        self.codecs = [
+            core.Codec(elements, k, value_bits, device, turns, spread) for _ in range(self.n)
+        ]
         self.begun = False
         self.number = 0
         self.in_flight: list[bytes] | None = None
@@ -112,7 +119,7 @@ class Weights(Method):
 
     def reference(self, weights: Sequence[Tensor]) -> list[Tensor] | None:
         state = self.codecs[0].state([tensor[0] for tensor in weights], self.share)
-        return [reference for reference, _ in state]
+        return [w - pending if len(pending) else w for w, _, pending in state]
 
 
 def _top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -45,6 +45,7 @@ class Ranks:
         ranks: int = RANKS,
         turns: int = 1,
         shapes: Sequence[tuple[int, ...]] = SHAPES,
+        spread: int = 0,
     ) -> None:
         self.generator = torch.Generator().manual_seed(7)
         start = [
@@ -53,7 +54,7 @@ class Ranks:
         ]
         self.x = [[tensor.to(device or "cpu", copy=True) for tensor in start] for _ in range(ranks)]
         self.make = lambda: extension().Codec(
-            [tensor.numel() for tensor in start], k, value_bits, device, turns
+            [tensor.numel() for tensor in start], k, value_bits, device, turns, spread
         )
         self.codecs = [self.make() for _ in range(ranks)]
         for codec, x in zip(self.codecs, self.x, strict=True):
@@ -124,12 +125,21 @@ def _same(host: Ranks, device: Ranks) -> None:
         (4096, 1, [FLOATS[(i * 3 + 2) % 4] for i in range(len(SHAPES))]),
     ],
 )
-@pytest.mark.parametrize("turns", [1, 5])
+@pytest.mark.parametrize(("turns", "spread"), [(1, 0), (1, 7), (5, 0), (5, 20)])
 @devices
 def test_records_reference_and_weights_are_those_of_the_host_codec(
-    delay: int, k: int, value_bits: int, dtypes: list[torch.dtype], turns: int, device: str
+    delay: int,
+    k: int,
+    value_bits: int,
+    dtypes: list[torch.dtype],
+    turns: int,
+    spread: int,
+    device: str,
 ) -> None:
-    kinds = [Ranks(on, dtypes, k, value_bits, turns=turns) for on in (None, torch.device(device))]
+    kinds = [
+        Ranks(on, dtypes, k, value_bits, turns=turns, spread=spread)
+        for on in (None, torch.device(device))
+    ]
     for ranks in kinds:
         for step in range(12):
             ranks.step(step, delay)
@@ -147,15 +157,15 @@ def test_tensors_of_whole_rounds_of_turns_are_those_of_the_host_codec(device: st
     _same(*kinds)
 
 
-@pytest.mark.parametrize("turns", [1, 2])
+@pytest.mark.parametrize(("turns", "spread"), [(1, 0), (2, 0), (2, 9)])
 @devices
 def test_a_marked_step_a_state_and_a_resume_are_those_of_the_host_codec(
-    turns: int, device: str
+    turns: int, spread: int, device: str
 ) -> None:
     dtypes = [FLOATS[i % 4] for i in range(len(SHAPES))]
     states = []
     for on in (None, torch.device(device)):
-        ranks = Ranks(on, dtypes, 6, 1, turns=turns)
+        ranks = Ranks(on, dtypes, 6, 1, turns=turns, spread=spread)
         for step in range(3):
             ranks.step(step, delay=1)
         for rank, codec in enumerate(ranks.codecs):
@@ -170,7 +180,9 @@ def test_a_marked_step_a_state_and_a_resume_are_those_of_the_host_codec(
         resumed.leave(x, SHARE)
         record, move = resumed.advance(x, 4, None, SHARE, SHARE)
         assert move < 1e-6
-        tensors = [tensor for pair in saved for tensor in pair] + [tensor.cpu() for tensor in x]
+        tensors = [tensor for parts in saved for tensor in parts] + [tensor.cpu() for tensor in x]
+        resumed.reshare(x, SHARE, 0.8)
+        tensors += [tensor.to("cpu", copy=True) for tensor in x]
         states.append((checksum, record, resumed.empty_record(5), tensors))
     assert states[0][:3] == states[1][:3]
     _equal(states[0][3], states[1][3])

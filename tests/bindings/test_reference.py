@@ -23,6 +23,7 @@ from reference_step import reference_run
 
 STEPS = 50
 DEFAULT_TURNS = {6: 16, 100: 2, 4096: 1}
+DEFAULT_SPREAD = {6: 0, 100: 37, 4096: 0}
 SHAPES: list[tuple[int, ...]] = [
     (70, 130),
     (130,),
@@ -92,15 +93,17 @@ def _steps(rank: int, size: int) -> list[Snapshot]:
 
 @pytest.mark.parametrize("delay", [0, 1])
 @pytest.mark.parametrize(
-    ("ranks", "k", "value_bits", "gain", "share", "turns"),
+    ("ranks", "k", "value_bits", "gain", "share", "turns", "spread"),
     [
-        (2, 6, 1, 1.41421356, None, None),
-        (3, 6, 1, 1.0, None, 1),
-        (2, 6, 1, 1.5, 0.5, 3),
-        (2, 100, 1, 2.0, 0.25, None),
-        (2, 6, 32, 1.0, None, 16),
-        (2, 4096, 32, 1.0, None, None),
-        (2, 4096, 1, 1.0, 0.0, None),
+        (2, 6, 1, 1.41421356, None, None, None),
+        (3, 6, 1, 1.0, None, 1, None),
+        (2, 6, 1, 1.5, 0.5, 3, 5),
+        (2, 100, 1, 2.0, 0.25, None, 0),
+        (3, 100, 1, 1.73205081, None, None, None),
+        (2, 100, 1, 0.5, None, None, None),
+        (2, 6, 32, 1.0, None, 16, None),
+        (2, 4096, 32, 1.0, None, None, None),
+        (2, 4096, 1, 1.0, 0.0, None, None),
     ],
 )
 def test_steps_are_those_of_the_reference(
@@ -110,11 +113,14 @@ def test_steps_are_those_of_the_reference(
     gain: float,
     share: float | None,
     turns: int | None,
+    spread: int | None,
     delay: int,
 ) -> None:
     options: dict[str, Any] = {"k": k, "value_bits": value_bits, "gain": gain, "delay": delay}
     options["turns"] = "auto" if turns is None else turns
     turns = DEFAULT_TURNS[k] if turns is None else turns
+    options["spread"] = "auto" if spread is None else spread
+    spread = DEFAULT_SPREAD[k] if spread is None else spread
     actual = run(ranks, _steps, options={**options, "share": "auto" if share is None else share})
     start = [parameter.detach().numpy() for parameter in Shapes().parameters()]
     # With a sign for every weight, rounding decides the signs of residuals near zero: fp64 decides
@@ -135,9 +141,10 @@ def test_steps_are_those_of_the_reference(
                 value_bits=value_bits,
                 dtype=dtype,
                 turns=turns,
+                spread=spread,
             )
             if share is None:
-                share = 1.0 if turns > 1 else gain / ranks
+                share = 1.0 if spread > 0 and gain > 1 else gain / ranks
             for rank in range(ranks):
                 residual = expected[rank].whole_residual(here[rank], share)
                 for tensor, (w, r, weights) in enumerate(actual[rank][steps - 1]):

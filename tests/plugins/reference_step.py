@@ -99,6 +99,7 @@ class ReferenceRank:
         value_bits: int = 1,
         dtype: type[np.floating] = np.float64,
         turns: int = 1,
+        spread: int = 0,
     ) -> None:
         assert 1 <= k <= TILE
         assert value_bits in (1, 32)
@@ -112,6 +113,10 @@ class ReferenceRank:
         self.cuts = [cut([own.size for own in of_turn], whole) for of_turn in self.elements]
         self.w = [tensor.astype(np.float32).astype(dtype).reshape(-1) for tensor in x]
         self.r = [np.zeros_like(w) for w in self.w]
+        self.p = [np.zeros_like(w) for w in self.w]
+        self.spread = spread
+        steps = np.float32(spread)
+        self.keep = self.dtype.type(steps / (steps + np.float32(turns)))
 
     def advance(
         self,
@@ -158,7 +163,10 @@ class ReferenceRank:
     def apply(
         self, number: int, records: list[Record], weights: list[float], own: int, gain: float
     ) -> None:
-        """W += gain * sum of weight * q in participant order; R -= own q."""
+        """W += gain * sum of weight * q in participant order; R -= own q.
+
+        With a spread, P += (gain - 1) * the same sum, and of P of the turn a part comes.
+        """
         turn = number % self.turns
         for tile in range(len(self.cuts[turn][0])):
             total = np.zeros(self._size(turn, tile), self.dtype)
@@ -171,16 +179,23 @@ class ReferenceRank:
             r[entries.index] -= entries.value
             self._scatter(turn, self.w, tile, w)
             self._scatter(turn, self.r, tile, r)
+            if self.spread > 0:
+                held = max(np.float32(gain) - np.float32(1), np.float32(0))
+                p = self._gather(turn, self.p, tile)
+                p = (p + self.dtype.type(held) * total) * self.keep
+                self._scatter(turn, self.p, tile, p)
 
     def _absorb(self, turn: int, x: list[np.ndarray], share: float) -> None:
         a = self.dtype.type(share)
-        for tensor, w, r, at in zip(x, self.w, self.r, self.elements[turn], strict=True):
-            r[at] += tensor.reshape(-1)[at].astype(self.dtype) - (w[at] + a * r[at])
+        for i, at in enumerate(self.elements[turn]):
+            w, r = self.w[i][at] - self.p[i][at], self.r[i]
+            r[at] += x[i].reshape(-1)[at].astype(self.dtype) - (w + a * r[at])
 
     def _restore(self, turn: int, x: list[np.ndarray], share: float) -> None:
         a = self.dtype.type(share)
-        for tensor, w, r, at in zip(x, self.w, self.r, self.elements[turn], strict=True):
-            tensor.reshape(-1)[at] = w[at] + a * r[at]
+        for i, at in enumerate(self.elements[turn]):
+            w, r = self.w[i][at] - self.p[i][at], self.r[i]
+            x[i].reshape(-1)[at] = w + a * r[at]
 
     def _encode(self, turn: int) -> Record:
         tiles, runs = self.cuts[turn]
@@ -233,19 +248,20 @@ def reference_run(
     value_bits: int = 1,
     dtype: type[np.floating] = np.float64,
     turns: int = 1,
+    spread: int = 0,
 ) -> list[ReferenceRank]:
     """Run n ranks over all steps of `moves` and return the ReferenceRanks.
 
     x: per rank the list of its tensors, equal at the beginning, changed in place.
     moves: per step and rank the list of what the optimizer adds to each tensor.
-    share: where None: 1, or gain / n where there is one turn. All ranks weigh the same. At the end
-    an exchange may be in flight (delay 1).
+    share: where None: gain / n, or 1 with a spread. All ranks weigh the same. At the end an
+    exchange may be in flight (delay 1).
     """
     n = len(x)
     if share is None:
-        share = 1.0 if turns > 1 else gain / n
+        share = 1.0 if spread > 0 and gain > 1 else gain / n
     weights = [1.0 / n] * n
-    ranks = [ReferenceRank(tensors, k, value_bits, dtype, turns) for tensors in x]
+    ranks = [ReferenceRank(tensors, k, value_bits, dtype, turns, spread) for tensors in x]
     in_flight: list[Record] | None = None
     for number, step in enumerate(moves, start=1):
         for tensors, move in zip(x, step, strict=True):
@@ -283,7 +299,7 @@ def _self_check() -> None:
             ranks = reference_run(
                 x, moves, delay=delay, gain=gain, k=k, value_bits=value_bits, turns=turns
             )
-            share = 1.0 if turns > 1 else gain / n
+            share = gain / n
             for tensors, rank in zip(x, ranks, strict=True):
                 whole = rank.whole_residual(tensors, share)
                 for tensor, w, r, first in zip(tensors, rank.w, whole, ranks[0].w, strict=True):

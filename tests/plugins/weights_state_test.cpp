@@ -115,17 +115,25 @@ TEST(WeightsState, AnEmptyRecordMovesNothing) {
   EXPECT_EQ(Snapshot(simulation), before);
 }
 
-TEST(WeightsState, ASavedStateContinuesWithTheSameBits) {
-  Simulation simulation(mixed_tensors(), {}, {.ranks = 1});
+class Saved : public testing::TestWithParam<std::uint32_t> {};
+
+TEST_P(Saved, ContinuesWithTheSameBits) {
+  WeightsConfig config;
+  config.spread_steps = GetParam();
+  Simulation simulation(mixed_tensors(), config, {.ranks = 1});
   for (int step = 0; step < 5; ++step) {
     simulation.step(0.1);
   }
   simulation.drain();
   WeightsCodec& codec = simulation.codecs[0];
   Module module = simulation.modules[0];
-  WeightsCodec resumed(module.geometry(), {});
+  WeightsCodec resumed(module.geometry(), config);
+  const auto saved = codec.state(module.views(), 0.5F);
   for (std::size_t tensor = 0; tensor < module.tensors().size(); ++tensor) {
-    resumed.restore_state(tensor, codec.reference(tensor), codec.residual(tensor));
+    EXPECT_EQ(saved[tensor].pending.size(),
+              config.spread_steps > 0 ? module.tensors()[tensor].elements : 0);
+    resumed.restore_state(tensor, codec.reference(tensor), codec.residual(tensor),
+                          saved[tensor].pending);
   }
   resumed.rehash();
   EXPECT_EQ(resumed.checksum(), codec.checksum());
@@ -135,6 +143,58 @@ TEST(WeightsState, ASavedStateContinuesWithTheSameBits) {
   EXPECT_EQ(resumed.advance(module.views(), 0, nullptr, 0.5F, 0.5F).record,
             codec.advance(other.views(), 0, nullptr, 0.5F, 0.5F).record);
   EXPECT_EQ(module.bytes(), other.bytes());
+}
+
+INSTANTIATE_TEST_SUITE_P(WithAndWithoutASpread, Saved, testing::Values(0U, 20U));
+
+TEST(WeightsState, AGainThatIsSpreadComesInFullAndAMeanAtOnce) {
+  constexpr float kGain = 3.0F;
+  constexpr float kMove = 0.5F;
+  WeightsConfig config{4096, 32};
+  config.spread_steps = 10;
+  Simulation simulation(float_tensors(), config, {.ranks = 1});
+  WeightsCodec& codec = simulation.codecs[0];
+  Module& module = simulation.modules[0];
+  const std::size_t tensor = 3;
+  const float before = codec.reference(tensor)[0];
+  module.set(tensor, 0, before + kMove);
+  const ParsedRecord sent = codec.parse(codec.encode(module.views(), 0, 1.0F).record, 0);
+  const ParsedRecord nothing = codec.parse(codec.empty_record(0), 0);
+  const auto settle = [&](const ParsedRecord& record) {
+    const std::vector<Contribution> contributions{{&record, 1.0F}};
+    codec.settle(module.views(), {contributions, 0, kGain}, 1.0F);
+    return (module.get(tensor, 0) - static_cast<double>(before)) / kMove;
+  };
+  double last = settle(sent);
+  EXPECT_GT(last, 1.0);
+  EXPECT_LT(last, 1.0 + (kGain - 1.0) / 10);
+  for (int step = 0; step < 100; ++step) {
+    const double now = settle(nothing);
+    EXPECT_GT(now, last);
+    last = now;
+  }
+  EXPECT_NEAR(last, kGain, 0.001);
+}
+
+TEST(WeightsState, AnotherShareLosesNothing) {
+  const Plan plan{.ranks = 1, .gain = 1.0F, .share = 0.5F, .turns = 4};
+  Simulation simulation(float_tensors(), {}, plan);
+  for (int step = 0; step < 6; ++step) {
+    simulation.step(0.1);
+  }
+  WeightsCodec& codec = simulation.codecs[0];
+  Module& module = simulation.modules[0];
+  const auto before = codec.state(module.views(), 0.5F);
+  codec.reshare(module.views(), 0.5F, 0.25F);
+  const auto after = codec.state(module.views(), 0.25F);
+  for (std::size_t tensor = 0; tensor < before.size(); ++tensor) {
+    EXPECT_EQ(after[tensor].reference, before[tensor].reference);
+    for (std::size_t i = 0; i < before[tensor].residual.size(); ++i) {
+      ASSERT_NEAR(after[tensor].residual[i], before[tensor].residual[i], 1e-5);
+      ASSERT_NEAR(module.get(tensor, i),
+                  before[tensor].reference[i] + 0.25F * before[tensor].residual[i], 1e-5);
+    }
+  }
 }
 
 TEST(WeightsState, TheStateHoldsWhatTheOptimizerHasMovedSinceAndLeavesAllAsItWas) {
@@ -154,7 +214,8 @@ TEST(WeightsState, TheStateHoldsWhatTheOptimizerHasMovedSinceAndLeavesAllAsItWas
   WeightsCodec resumed(module.geometry(), {});
   for (std::size_t tensor = 0; tensor < saved.size(); ++tensor) {
     EXPECT_EQ(saved[tensor].reference, before.w[tensor]);
-    resumed.restore_state(tensor, saved[tensor].reference, saved[tensor].residual);
+    resumed.restore_state(tensor, saved[tensor].reference, saved[tensor].residual,
+                          saved[tensor].pending);
   }
   resumed.rehash();
   Module other = module;
@@ -169,10 +230,10 @@ TEST(WeightsState, MisuseIsNamed) {
   WeightsCodec& codec = simulation.codecs[0];
   std::vector<TensorView> views = simulation.modules[0].views();
   const std::vector<float> few(3);
-  EXPECT_THROW(codec.restore_state(0, few, few), std::invalid_argument);
-  EXPECT_THROW(codec.restore_state(99, few, few), std::invalid_argument);
+  EXPECT_THROW(codec.restore_state(0, few, few, {}), std::invalid_argument);
+  EXPECT_THROW(codec.restore_state(99, few, few, {}), std::invalid_argument);
   const std::vector<float> bad(768, std::numeric_limits<float>::quiet_NaN());
-  EXPECT_THROW(codec.restore_state(1, bad, bad), std::invalid_argument);
+  EXPECT_THROW(codec.restore_state(1, bad, bad, {}), std::invalid_argument);
   EXPECT_THROW(codec.apply({}), std::invalid_argument);
   const ParsedRecord other;
   const std::vector<Contribution> contributions{{&other, 1.0F}};

@@ -21,7 +21,7 @@ struct WeightsExchangeTestAccess {
     for (auto& weight : damaged) {
       weight += 1e-3F;
     }
-    codec.restore_state(0, damaged, std::vector<float>(residual.begin(), residual.end()));
+    codec.restore_state(0, damaged, std::vector<float>(residual.begin(), residual.end()), {});
   }
 };
 
