@@ -155,7 +155,7 @@ class Codec {
 void bind_codec(py::module_& module) {
   module.def("default_turns", &plugins::default_turns, py::arg("k"),
              "Turns that weights take where Options.turns is auto; for studies.");
-  module.def("default_spread_steps", &plugins::default_spread_steps, py::arg("k"),
+  module.def("default_spread_steps", &plugins::default_spread_steps, py::arg("k"), py::arg("delay"),
              "Steps that gains are spread over where Options.spread is auto; for studies.");
   py::class_<Codec>(module, "Codec", "The weights mode codec of one module; for tests.")
       .def(py::init<const std::vector<std::size_t>&, std::uint32_t, std::uint32_t,

@@ -388,6 +388,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def("after_edit", &ModuleSynchroniser::after_edit, release_gil())
       .def("stay_exact", &ModuleSynchroniser::stay_exact, py::arg("reason"))
       .def("average", &ModuleSynchroniser::average, release_gil())
+      .def("show_reference", &ModuleSynchroniser::show_reference, release_gil())
+      .def("hide_reference", &ModuleSynchroniser::hide_reference, release_gil())
       .def_property_readonly("exact", &ModuleSynchroniser::exact)
       .def_property_readonly("backward_done", &ModuleSynchroniser::backward_done)
       .def_property_readonly("exchanges",

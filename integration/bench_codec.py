@@ -48,7 +48,10 @@ class Rank:
             1,
             None if device.type == "cpu" else device,
             core.default_turns(k),
+            core.default_spread_steps(k, 1),
         )
+        # As WeightsExchange::share() has it, for an optimizer that normalises.
+        self.share = 1.0 if core.default_spread_steps(k, 1) > 0 else ranks**-0.5
         self.codec.begin(self.weights)
         self.number = 0
         self.record: bytes | None = None
@@ -60,7 +63,7 @@ class Rank:
             else ([self.record] * self.ranks, 0, math.sqrt(self.ranks), self.number)
         )
         self.number += 1
-        self.record, _ = self.codec.advance(self.weights, self.number, due, 1.0, 1.0)
+        self.record, _ = self.codec.advance(self.weights, self.number, due, self.share, self.share)
 
 
 def main() -> None:

@@ -54,11 +54,13 @@ std::size_t default_turns(std::uint32_t k) noexcept {
   return turns;
 }
 
-std::uint32_t default_spread_steps(std::uint32_t k) noexcept {
+std::uint32_t default_spread_steps(std::uint32_t k, int delay) noexcept {
   // Fewer: an entry is sent so seldom that the participants' parts come one by one as it is.
   constexpr std::uint32_t kLeastK = 24;
   constexpr std::uint32_t kMostSteps = 48;
-  return k < kLeastK || k == kernels::kTileElements ? 0 : std::min(3 * k / 8, kMostSteps);
+  // With everything sent and waited for, every step begins where all ranks are.
+  const bool seen_at_once = k == kernels::kTileElements && delay == 0;
+  return k < kLeastK || seen_at_once ? 0 : std::min(3 * k / 8, kMostSteps);
 }
 
 double mean_move(const Geometry& geometry, std::uint64_t number, double sum) noexcept {

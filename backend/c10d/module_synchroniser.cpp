@@ -132,6 +132,7 @@ void ModuleSynchroniser::before_forward() {
   if (exact_) {
     return;
   }
+  check_own_weights("a training forward");
   together("the exchange of weights", [&] {
     InnerCollectives exact(inner_, group_, device_);
     if (!reason_exact_.empty() && (backward_done_ || !exchange_.begun())) {
@@ -299,6 +300,7 @@ void ModuleSynchroniser::heed_training() {
 }
 
 void ModuleSynchroniser::average() {
+  check_own_weights("torch_distro.average()");
   together("average()", [&] {
     InnerCollectives exact(inner_, group_, device_);
     with_views([&](exchange::WeightsExchange::Views views) {
@@ -344,7 +346,35 @@ bool ModuleSynchroniser::take(at::Tensor& gradient, const c10d::ReduceOp& op) {
   return true;
 }
 
+void ModuleSynchroniser::check_own_weights(const char* what) const {
+  TORCH_CHECK(!own_, "rank ", group_->rank(), ": ", what,
+              " inside `with torch_distro.reference(module)`, where the module's weights are not "
+              "the rank's own; leave it first");
+}
+
+void ModuleSynchroniser::show_reference() {
+  check_own_weights("torch_distro.reference()");
+  own_.emplace();
+  if (exact_ || !exchange_.begun()) {
+    return;
+  }
+  for (const auto& parameter : parameters_) {
+    own_->push_back(parameter.detach().clone());
+  }
+  with_views([&](exchange::WeightsExchange::Views views) { exchange_.show_reference(views); });
+}
+
+void ModuleSynchroniser::hide_reference() {
+  TORCH_CHECK(own_, "rank ", group_->rank(), ": there is no reference to hide");
+  for (std::size_t i = 0; i < own_->size(); ++i) {
+    parameters_[i].detach().copy_((*own_)[i]);
+    parameters_[i].unsafeGetTensorImpl()->bump_version();
+  }
+  own_.reset();
+}
+
 exchange::ModuleState ModuleSynchroniser::state() {
+  check_own_weights("torch_distro.state_dict()");
   exchange::ModuleState state;
   with_views([&](exchange::WeightsExchange::Views views) { state = exchange_.state(views); },
              /*writes=*/false);

@@ -73,6 +73,12 @@ class ModuleSynchroniser : public ReplicaGradients {
   /// The exact mean of all ranks' weights, in place. Collective. Throws c10::DistBackendError.
   void average();
 
+  /// The parameters become the reference W (nothing happens before the first training forward), and
+  /// what they were again. In between the module is neither exchanged nor averaged. Throws
+  /// c10::Error where one does not follow the other.
+  void show_reference();
+  void hide_reference();
+
   /// The reducer's hook, for each gradient bucket.
   c10::intrusive_ptr<c10::ivalue::Future> on_bucket(c10d::GradBucket& bucket);
 
@@ -100,6 +106,7 @@ class ModuleSynchroniser : public ReplicaGradients {
   [[nodiscard]] std::uint64_t fingerprint() const;
   // Run `use` on views of the parameters' memory as it is now, in logical order; what it writes
   // reaches the parameters (writes: it does write).
+  void check_own_weights(const char* what) const;
   template <typename Use>
   void with_views(Use&& use, bool writes = true);
 
@@ -116,6 +123,7 @@ class ModuleSynchroniser : public ReplicaGradients {
   std::optional<bool> normalises_;
   bool apart_ = false;                // the site's optimizers have not seen the same steps
   std::int64_t last_with_data_ = -1;  // under join(): of the site's ranks, at the last exchange
+  std::optional<std::vector<at::Tensor>> own_;  // the weights, while W is in their place
   std::optional<std::uint64_t> before_edit_;  // fingerprint of the weights before the first edit
 
   // requires_grad, as the last synchronised backward found it: a script may change it between a

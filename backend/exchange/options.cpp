@@ -438,7 +438,7 @@ std::size_t Options::turns() const noexcept {
 }
 
 std::uint32_t Options::spread_steps() const noexcept {
-  return spread_given ? *spread_given : plugins::default_spread_steps(k);
+  return spread_given ? *spread_given : plugins::default_spread_steps(k, delay);
 }
 
 plugins::GradientConfig Options::gradient_config() const {

@@ -454,6 +454,11 @@ ModuleState WeightsExchange::state(Views x) {
   return state;
 }
 
+void WeightsExchange::show_reference(Views x) {
+  const std::lock_guard lock(mutex_);
+  codec_->leave(x, 0.0F);
+}
+
 void WeightsExchange::load(const ModuleState& state, Views x) {
   const std::lock_guard lock(mutex_);
   if (begun_) {

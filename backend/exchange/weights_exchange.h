@@ -86,6 +86,10 @@ class WeightsExchange {
   /// since the last sync point.
   [[nodiscard]] ModuleState state(Views x);
 
+  /// Once begun: x = W, what all ranks have in common. R is as it was: whoever shows W brings x back
+  /// before anything else.
+  void show_reference(Views x);
+
   /// Take up a state of a checkpoint before the first training forward, and leave x = W + share *
   /// R; every rank loads its own, saved at the same step (the references and exchange numbers are
   /// compared in begin()). Throws ExchangeError when the sizes do not fit or the module has begun.

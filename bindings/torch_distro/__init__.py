@@ -2,8 +2,8 @@
 
 ``torch.distributed.init_process_group("distro")`` needs no import of this package: torch finds the
 backend by its entry points. Import it for what goes beyond: :func:`average` before the last
-evaluation, :func:`stats`, :class:`Options` for ``pg_options``, :func:`resync` after editing
-weights.
+evaluation, :func:`reference`, :func:`stats`, :class:`Options` for ``pg_options``, :func:`resync`
+after editing weights.
 
 Importing the package imports no torch, so that torch can load it while torch itself is loading.
 """
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch_distro._modules import average as average
     from torch_distro._modules import load_state_dict as load_state_dict
+    from torch_distro._modules import reference as reference
     from torch_distro._modules import resync as resync
     from torch_distro._modules import state_dict as state_dict
     from torch_distro._options import Options as Options
@@ -23,12 +24,22 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["Options", "__version__", "average", "load_state_dict", "resync", "state_dict", "stats"]
+__all__ = [
+    "Options",
+    "__version__",
+    "average",
+    "load_state_dict",
+    "reference",
+    "resync",
+    "state_dict",
+    "stats",
+]
 
 _HOMES = {
     "Options": "torch_distro._options",
     "average": "torch_distro._modules",
     "load_state_dict": "torch_distro._modules",
+    "reference": "torch_distro._modules",
     "resync": "torch_distro._modules",
     "state_dict": "torch_distro._modules",
     "stats": "torch_distro._stats",

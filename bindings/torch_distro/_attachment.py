@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -52,6 +54,9 @@ class Attachment:
         self._hooked = False
         self._settled = False  # exact, and all ranks know
         self._normalises: list[bool] = []  # of the optimizers seen
+        self._evaluated = False
+        self._averaged_at = 0  # exchanges
+        self._shows_reference = False
 
     def _decide(self, why_exact: str, description: str) -> None:
         if why_exact:
@@ -136,6 +141,8 @@ class Attachment:
         ready = torch.is_grad_enabled() and module.require_backward_grad_sync
         if ready and not module._join_config.enable:
             self.sync(module)
+        elif not torch.is_grad_enabled():
+            self._note_evaluation()
 
     def sync(self, module: DistributedDataParallel, joined: bool | None = None) -> None:
         """Exchange the module, or agree that it stays exact. Collective in weights mode.
@@ -158,6 +165,34 @@ class Attachment:
         self.synchroniser.take_site(joined)
         self._exchange()
 
+    def _note_evaluation(self) -> None:
+        """Say once, on one rank, what an evaluation of these weights shows."""
+        if self._evaluated or not self.exchanged or self.group.rank != 0 or self._shows_reference:
+            return
+        if self.synchroniser.exchanges == self._averaged_at:
+            return
+        self._evaluated = True
+        self.group.log(
+            "warning",
+            f"module {self.name}: an evaluation sees this rank's own weights, with what it has not "
+            "sent yet. Before the last one and the save call torch_distro.average(module) on all "
+            "ranks; `with torch_distro.reference(module):` shows the weights that all ranks have "
+            "in common, on any rank and without communication.",
+        )
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[None]:
+        """The parameters are W."""
+        self.settle()
+        self.synchroniser.show_reference()
+        self._shows_reference = True
+        try:
+            yield
+        finally:
+            self._shows_reference = False
+            self.settle()
+            self.synchroniser.hide_reference()
+
     def settle(self) -> None:
         """Before the weights are read or written outside the exchange."""
 
@@ -173,6 +208,7 @@ class Attachment:
         """The mean by the exchange, if the module is or was exchanged. Collective."""
         if self.synchroniser is not None and (self.exchanged or self._hooked):
             self.synchroniser.average()
+            self._averaged_at = self.synchroniser.exchanges
             return True
         return False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,6 +38,30 @@ def average(module: nn.Module) -> None:
         group = getattr(module, "process_group", None) or dist.group.WORLD
         assert group is not None
         _exact_mean(module, group)
+
+
+@contextlib.contextmanager
+def reference(module: nn.Module) -> Iterator[None]:
+    """Evaluate or save the weights that all ranks have in common, instead of this rank's own.
+
+    The reference W holds what the ranks have sent each other so far: the same bits on every rank
+    that has made the same exchanges. In a long run it is as good as the mean that :func:`average`
+    makes (docs/algorithm.md), and it costs no communication, so that one rank may look at it
+    alone. Within the ``with`` the parameters are W; after it they are what they were.
+
+    Args:
+        module: the DDP module, or the root of hybrid sharding, in weights mode, not within a
+            training forward or backward. A module that is not in weights mode, or has not begun to
+            train, stays as it is.
+
+    Raises:
+        RuntimeError: a training forward, :func:`average` or :func:`state_dict` inside.
+    """
+    with contextlib.ExitStack() as stack:
+        for owner in owners_of(module):
+            if owner.exchanged:
+                stack.enter_context(owner.reference())
+        yield
 
 
 def _exact_mean(module: nn.Module, group: dist.ProcessGroup) -> None:

@@ -78,7 +78,7 @@ class Weights(Method):
         core = _extension.extension()
         turns = core.default_turns(k) if turns is None else turns
         self.gain = math.sqrt(self.n) if gain is None else gain
-        spread = core.default_spread_steps(k) if spread is None else spread
+        spread = core.default_spread_steps(k, delay) if spread is None else spread
         if share is None:
             share = 1.0 if spread > 0 and self.gain > 1 else self.gain / self.n
         self.share = share

@@ -18,6 +18,7 @@ import torch
 from tasks import TASKS, Batch
 from torch import Tensor
 from torch.func import functional_call, vmap
+from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
 from train_gpt import share_of_lr
 
@@ -169,26 +170,34 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
 
     @torch.no_grad()
-    def loss_of(self, weights: Sequence[Tensor]) -> float:
-        """Validation loss of one set of weights."""
+    def judged(self, name: str, weights: Sequence[Tensor]) -> dict[str, float]:
+        """Validation loss of one set of weights, and where the task classifies its accuracy."""
         own = dict(zip(self.names, weights, strict=True))
-        total = rows = 0.0
-        for batch in self.validation:
-            loss: Tensor = functional_call(self.template, own, batch)
-            total += loss.item() * len(batch[0])
-            rows += len(batch[0])
-        return total / rows
+        total = right = rows = 0.0
+        for inputs, targets in self.validation:
+            if self.task.classifies:
+                scores: Tensor = functional_call(self.template, own, (inputs,))
+                loss = cross_entropy(scores, targets)
+                right += (scores.argmax(1) == targets).sum().item()
+            else:
+                loss = functional_call(self.template, own, (inputs, targets))
+            total += loss.item() * len(inputs)
+            rows += len(inputs)
+        found = {name: total / rows}
+        if self.task.classifies:
+            found[f"{name} accuracy"] = right / rows
+        return found
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Losses of x (participant 0), of the mean of all, and of W."""
-        found = {"x": self.loss_of([weight[0] for weight in self.weights])}
+        """Of x (participant 0), of the mean of all, and of W."""
+        found = self.judged("x", [weight[0] for weight in self.weights])
         if self.n > 1:
-            found["mean"] = self.loss_of([weight.mean(0) for weight in self.weights])
+            found |= self.judged("mean", [weight.mean(0) for weight in self.weights])
             reference = self.method.reference(self.weights)
             if reference is not None:
                 pairs = zip(reference, self.weights, strict=True)
-                found["W"] = self.loss_of([w.to(x.device).view(x.shape[1:]) for w, x in pairs])
+                found |= self.judged("W", [w.to(x.device).view(x.shape[1:]) for w, x in pairs])
         return found
 
     def result(self) -> dict[str, Any]:

@@ -15,10 +15,8 @@ from participants import Run, result_of
 BACKENDS = {"dense": "gloo", "alone": "none", "weights": "distro"}
 VARIABLES = {
     "k": "DISTRO_K",
-    "value_bits": "DISTRO_VALUE_BITS",
     "delay": "DISTRO_DELAY",
     "gain": "DISTRO_GAIN",
-    "share": "DISTRO_SHARE",
 }
 """Setting of the method -> variable of the backend."""
 # A training on a busy machine; one that hangs is found by the group's own timeout.
@@ -29,11 +27,13 @@ def train(run: Run) -> dict[str, Any]:
     """As participants.train; the curve is of x only, `mean` at the end is after average().
 
     Raises:
-        ValueError: the script does not train this.
+        ValueError: the script does not train this, or no variable sets this.
         RuntimeError: a rank failed.
     """
     if run.task != "chargpt" or run.optimizer != "adamw" or run.method not in BACKENDS:
         raise ValueError(f"real ranks train chargpt by adamw with {', '.join(BACKENDS)} only")
+    if unknown := run.method_settings.keys() - VARIABLES.keys():
+        raise ValueError(f"the quick start's script cannot set {', '.join(sorted(unknown))}")
     every = max(1, run.steps // run.evaluations)
     arguments = {
         "steps": run.steps, "batch": run.batch, "lr": run.lr, "warmup": run.warmup,

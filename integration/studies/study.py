@@ -38,6 +38,8 @@ from participants import Run  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 Result = dict[str, Any]
+# Whose losses are looked at: participant 0's, the mean's, the reference's.
+WEIGHTS = ("x", "mean", "W")
 # What rows of a table that belong together have in common.
 COMMON = (
     "engine", "task", "task_settings", "participants", "steps", "batch", "optimizer", "warmup",
@@ -117,13 +119,15 @@ def _losses(results: list[Result], which: str) -> list[float]:
     return [result["final"][which] for result in ordered if which in result["final"]]
 
 
-def _cell(losses: list[float], dense: float | None) -> str:
+def _cell(own: list[Result], which: str, dense: float | None) -> str:
+    losses, accuracies = _losses(own, which), _losses(own, f"{which} accuracy")
     if not losses:
         return ""
     mean = statistics.fmean(losses)
     spread = f" ±{(max(losses) - min(losses)) / 2:.3f}" if len(losses) > 1 else ""
     more = f" ({100 * (mean / dense - 1):+.1f}%)" if dense else ""
-    return f"{mean:.3f}{spread}{more}"
+    right = f", {100 * statistics.fmean(accuracies):.1f}% right" if accuracies else ""
+    return f"{mean:.3f}{spread}{more}{right}"
 
 
 def _bests(results: list[Result]) -> dict[str, float]:
@@ -138,7 +142,7 @@ def _bests(results: list[Result]) -> dict[str, float]:
 
 
 def _all_losses(result: Result) -> list[float]:
-    return [loss for name, loss in result["final"].items() if name != "step"]
+    return [result["final"][name] for name in WEIGHTS if name in result["final"]]
 
 
 def _name(result: Result) -> str:
@@ -171,7 +175,7 @@ def table(results: list[Result]) -> str:
             if lr not in (dense_lr, bests[name]):
                 continue
             own = [r for r in group if _name(r) == name and r["run"]["lr"] == lr]
-            cells = [_cell(_losses(own, which), dense) for which in ("x", "mean", "W")]
+            cells = [_cell(own, which, dense) for which in WEIGHTS]
             ratio = own[0]["against_bf16"]
             lines.append(
                 f"| {name} | {lr:g}{' (its best)' if lr == bests[name] else ''} | "

@@ -23,7 +23,7 @@ from reference_step import reference_run
 
 STEPS = 50
 DEFAULT_TURNS = {6: 16, 100: 2, 4096: 1}
-DEFAULT_SPREAD = {6: 0, 100: 37, 4096: 0}
+DEFAULT_SPREAD = {(6, 0): 0, (6, 1): 0, (100, 0): 37, (100, 1): 37, (4096, 0): 0, (4096, 1): 48}
 SHAPES: list[tuple[int, ...]] = [
     (70, 130),
     (130,),
@@ -103,6 +103,7 @@ def _steps(rank: int, size: int) -> list[Snapshot]:
         (2, 100, 1, 0.5, None, None, None),
         (2, 6, 32, 1.0, None, 16, None),
         (2, 4096, 32, 1.0, None, None, None),
+        (2, 4096, 32, 1.41421356, None, None, None),
         (2, 4096, 1, 1.0, 0.0, None, None),
     ],
 )
@@ -120,7 +121,7 @@ def test_steps_are_those_of_the_reference(
     options["turns"] = "auto" if turns is None else turns
     turns = DEFAULT_TURNS[k] if turns is None else turns
     options["spread"] = "auto" if spread is None else spread
-    spread = DEFAULT_SPREAD[k] if spread is None else spread
+    spread = DEFAULT_SPREAD[k, delay] if spread is None else spread
     actual = run(ranks, _steps, options={**options, "share": "auto" if share is None else share})
     start = [parameter.detach().numpy() for parameter in Shapes().parameters()]
     # With a sign for every weight, rounding decides the signs of residuals near zero: fp64 decides

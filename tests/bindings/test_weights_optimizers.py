@@ -30,10 +30,6 @@ def test_optimizer_steps_that_one_rank_skips_do_not_disturb() -> None:
     assert first == second
 
 
-# Where weights take no turns, share = gain / ranks.
-SHARE_TELLS_GAIN = {"turns": 1}
-
-
 def _rewrapped(rank: int, size: int) -> float:
     model = Mixed()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -41,11 +37,11 @@ def _rewrapped(rank: int, size: int) -> float:
     optimizer.step()  # before the wrapper is there
     module = DistributedDataParallel(model)
     train(module, optimizer, batches(rank, 4))
-    return torch_distro.state_dict(module)["share"]
+    return torch_distro.state_dict(module)["share"]  # gain / ranks
 
 
 def test_an_optimizer_that_stepped_before_the_module_was_wrapped_is_known() -> None:
-    assert run(2, _rewrapped, options=SHARE_TELLS_GAIN) == [0.5, 0.5]  # gain 1 over two ranks
+    assert run(2, _rewrapped) == [0.5, 0.5]  # gain 1 over two ranks
 
 
 class Recipe(NamedTuple):
@@ -115,7 +111,7 @@ def _optimizers(rank: int, size: int, names: list[str]) -> dict[str, Any]:
 
 
 def test_optimizers_of_torch_with_clipping_keep_ranks_together_and_get_their_gain() -> None:
-    first, second = run(2, _optimizers, list(RECIPES), options=SHARE_TELLS_GAIN)
+    first, second = run(2, _optimizers, list(RECIPES))
     for name, recipe in RECIPES.items():
         assert torch.equal(first[name]["weights"], second[name]["weights"]), name
         # share = gain / 2
@@ -182,7 +178,7 @@ def _compiled(rank: int, size: int) -> dict[str, Any]:
 
 
 def test_a_compiled_module_and_a_compiled_step() -> None:
-    first, second = run(2, _compiled, options=SHARE_TELLS_GAIN)
+    first, second = run(2, _compiled)
     assert torch.equal(first["weights"], second["weights"])
     assert first["exchanges"] == 5
     assert first["share"] == pytest.approx(2**-0.5)  # the optimizer has been seen

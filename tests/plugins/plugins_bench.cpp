@@ -100,7 +100,7 @@ void sync(benchmark::State& state, WeightsConfig config) {
 void sync_in_turns(benchmark::State& state, WeightsConfig config) {
   Bucket bucket(config, default_turns(config.k));
   const Due due{bucket.contributions, 0, 1.0F};
-  measure(state, [&] { bucket.codec.advance(bucket.views, 1, &due, 1.0F, 1.0F); });
+  measure(state, [&] { bucket.codec.advance(bucket.views, 1, &due, 0.5F, 0.5F); });
 }
 
 void sync_8_peers(benchmark::State& state, WeightsConfig config) {

@@ -99,7 +99,7 @@ struct Case {
 
 WeightsConfig spreading(std::uint32_t k) {
   WeightsConfig config{k, 1};
-  config.spread_steps = default_spread_steps(k);
+  config.spread_steps = default_spread_steps(k, 1);
   return config;
 }
 
