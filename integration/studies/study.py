@@ -6,7 +6,7 @@
 `run` makes every training of a grid that the results do not hold yet, so that it may be stopped
 and started again; a line of JSON each, in results/ under the grid's name. `table` and `plot` show
 results: each beside dense training and beside participants alone on the same task, steps, batch and
-seeds.
+seeds; `gaps` how far above dense runs of several lengths end.
 
 A grid is a list of blocks; each block gives settings of participants.Run, a list where several are
 meant, and makes all combinations. Settings with a point (method_settings.k) go into the dictionary
@@ -213,6 +213,48 @@ def plot(results: list[Result], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def plot_gaps(results: list[Result], path: Path) -> None:
+    """How far above dense's best loss each method's mean is, over the length of the run: a panel
+    for each task and number of participants. Methods at their own best learning rates."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    # By panel, then by method: (steps, percent).
+    panels: dict[str, dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
+    for common, group in _groups(results).items():
+        settings = json.loads(common)
+        bests = _bests(group)
+        if "dense" not in bests:
+            continue
+        losses = {}
+        for name, lr in bests.items():
+            own = [r for r in group if _name(r) == name and r["run"]["lr"] == lr]
+            which = "mean" if "mean" in own[0]["final"] and name != "alone" else "x"
+            losses[name] = statistics.fmean(_losses(own, which))
+        title = (
+            f"{settings['task']}, {group[0]['parameters']:,} parameters, "
+            f"{settings['participants']} participants"
+        )
+        for name, loss in losses.items():
+            if name != "dense":
+                point = (settings["steps"], 100 * (loss / losses["dense"] - 1))
+                panels[title][name].append(point)
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(6 * len(panels), 4.5), squeeze=False)
+    for axis, (title, methods_of) in zip(axes[0], panels.items(), strict=True):
+        for name, points in sorted(methods_of.items()):
+            axis.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
+        axis.set_xscale("log")
+        axis.set_title(title)
+        axis.set_xlabel("steps of the run")
+        axis.set_ylabel("% above dense training's loss")
+        axis.set_ylim(bottom=0)
+        axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -225,9 +267,10 @@ def main() -> int:
     to_run.add_argument("--device", default="cpu", help="where participants train: cpu, cuda")
     to_show = commands.add_parser("table", help="print results as Markdown")
     to_show.add_argument("results", type=Path, nargs="+")
-    to_plot = commands.add_parser("plot", help="draw the curves of results")
-    to_plot.add_argument("results", type=Path, nargs="+")
-    to_plot.add_argument("--out", type=Path, required=True, help="picture")
+    for name, what in (("plot", "the curves of results"), ("gaps", "the gaps to dense by steps")):
+        to_plot = commands.add_parser(name, help=f"draw {what}")
+        to_plot.add_argument("results", type=Path, nargs="+")
+        to_plot.add_argument("--out", type=Path, required=True, help="picture")
     args = parser.parse_args()
     if args.command == "run":
         return int(
@@ -240,7 +283,7 @@ def main() -> int:
     if args.command == "table":
         print(table(results))
     else:
-        plot(results, args.out)
+        (plot if args.command == "plot" else plot_gaps)(results, args.out)
     return 0
 
 

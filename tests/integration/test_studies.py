@@ -16,6 +16,8 @@ STUDIES = Path(__file__).resolve().parents[2] / "integration" / "studies"
 sys.path[:0] = [str(STUDIES), str(STUDIES.parent)]
 
 import methods  # noqa: E402
+import participants  # noqa: E402
+import processes  # noqa: E402
 
 SMALL = {
     "task_settings.width": 32,
@@ -69,8 +71,10 @@ def test_the_table_sets_each_method_beside_dense(folder: Path) -> None:
 
 
 def test_curves_are_drawn(folder: Path) -> None:
-    study("plot", folder / "grid.jsonl", "--out", folder / "curves.png")
-    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    for command in ("plot", "gaps"):
+        picture = folder / f"{command}.png"
+        study(command, folder / "grid.jsonl", "--out", picture)
+        assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_participants_in_one_process_train_as_ranks_do(tmp_path: Path) -> None:
@@ -117,3 +121,30 @@ def test_powersgd_passes_gradients_of_rank_one_once_all_are_added_up() -> None:
     assert powersgd.reduce([last])
     assert torch.allclose(last, (2 * gradient).mean(0).expand_as(last), atol=1e-5)
     assert powersgd.bits == 32 * (40 + 30)
+
+
+def test_tasks_that_classify_tell_how_many_are_right(tmp_path: Path) -> None:
+    small = {"participants": 2, "batch": 4, "steps": 6, "warmup": 2, "evaluations": 1}
+    tasks = {
+        "charmlp": {"task_settings.width": 16},
+        "bytecnn": {"task_settings.width": 8, "task_settings.block": 64},
+    }
+    grid = [
+        {**small, **settings, "task": task, "optimizer": optimizer, "method": ["dense", "weights"]}
+        for task, settings in tasks.items()
+        for optimizer in ("adamw", "sgd")
+    ]
+    results = results_of(grid, tmp_path)
+    assert len(results) == 8
+    for result in results:
+        final = result["final"]
+        names = ["x"] if result["run"]["method"] == "dense" else ["x", "mean", "W"]
+        assert final.keys() == {"step", *names, *(f"{name} accuracy" for name in names)}
+        assert all(0 <= final[f"{name} accuracy"] <= 1 for name in names)
+    assert "% right" in study("table", tmp_path / "grid.jsonl")
+
+
+def test_a_setting_that_real_ranks_cannot_take_is_named() -> None:
+    run = participants.Run("weights", engine="processes", method_settings={"turns": 2})
+    with pytest.raises(ValueError, match="turns"):
+        processes.train(run)
