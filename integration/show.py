@@ -103,7 +103,7 @@ val: rank 0's own weights; val of mean: the mean of all ranks' weights, which en
 payload: against a whole gradient to every peer. sockets: all that crossed them (headers,
 acknowledgements, resends) against a ring all-reduce. exact: other collectives and the final mean.
 distro has to beat alone, and comes nearer to gloo with time: a short run of a small model sends too
-few bits to follow it closely. See it with --steps 3000, and with --k 6 32 128.
+few bits to follow it closely. See it with --steps 3000, and with --k 10 32 128.
 """
 
 

@@ -2,8 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <mutex>
+#include <numbers>
+#include <string>
 #include <thread>
 
 #include "tests/backend/exchange/ranks.h"
@@ -102,6 +105,53 @@ TEST(WeightsExchange, ARankThatDoesNotKnowItsGainTakesTheOthers) {
     checksums[static_cast<std::size_t>(rank.rank)] = rank.exchange->checksum();
   });
   EXPECT_EQ(checksums[0], checksums[1]);
+}
+
+TEST(WeightsExchange, AnotherGainLosesNothingOfWeightsWhoseTurnItIsNot) {
+  constexpr std::size_t kTurns = 4;
+  constexpr std::size_t kStretch = 16;
+  constexpr std::size_t kMoves = 6;
+  constexpr std::size_t kKnown = 4;  // the exchange at which the optimizer is known
+  const auto gain = [](std::size_t exchange) {
+    return exchange < kKnown ? std::numbers::sqrt2_v<float> : 1.0F;
+  };
+  std::array<std::vector<float>, 2> ended;
+  std::vector<float> began;
+  const Setting setting{.options = {{"transport", "inproc"},
+                                    {"k", "4096"},
+                                    {"value_bits", "32"},
+                                    {"turns", std::to_string(kTurns)},
+                                    {"spread", "0"}}};
+  expect_ranks(setting, [&](Rank& rank) {
+    rank.exchange->begin(rank.views(), *rank.exact);
+    if (rank.rank == 0) {
+      began = rank.weights[0];
+    }
+    for (std::size_t exchange = 1; exchange <= kMoves + 3 * kTurns; ++exchange) {
+      if (exchange <= kMoves) {
+        for (float& weight : rank.weights[0]) {
+          weight += 0.01F * static_cast<float>(rank.rank + 1);
+        }
+      }
+      rank.exchange->sync(rank.views(), *rank.exact,
+                          exchange < kKnown ? kGainUnknown : gain(exchange));
+    }
+    ended[static_cast<std::size_t>(rank.rank)] = rank.weights[0];
+  });
+  for (std::size_t i = 0; i < began.size(); ++i) {
+    double expected = began[i];
+    std::size_t moved_at_last_turn = 0;
+    for (std::size_t exchange = 1; exchange <= kMoves + kTurns; ++exchange) {
+      if (exchange % kTurns == i / kStretch % kTurns) {
+        const std::size_t moved = std::min(exchange, kMoves);
+        expected += 0.015 * static_cast<double>(moved - moved_at_last_turn) *
+                    static_cast<double>(gain(exchange));
+        moved_at_last_turn = moved;
+      }
+    }
+    ASSERT_NEAR(ended[0][i], expected, 1e-5) << "element " << i;
+    ASSERT_NEAR(ended[1][i], expected, 1e-5) << "element " << i;
+  }
 }
 
 TEST(WeightsExchange, RanksThatBeginApartTakeRankZerosWeights) {
