@@ -102,8 +102,10 @@ class _NextCharacter(nn.Module):
         self.characters = nn.Embedding(vocabulary, 32)
         self.layers = nn.Sequential(
             nn.Linear(32 * block, width),
+            nn.LayerNorm(width),
             nn.GELU(),
             nn.Linear(width, width),
+            nn.LayerNorm(width),
             nn.GELU(),
             nn.Linear(width, vocabulary),
         )
@@ -132,17 +134,20 @@ class CharacterMlp(_Text):
 
 
 class _WindowCnn(nn.Module):
-    """Embeddings of bytes, three convolutions, and the mean over places."""
+    """Embeddings of bytes, three convolutions with norms, and the mean over places."""
 
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()
         self.bytes = nn.Embedding(256, 16)
         self.layers = nn.Sequential(
             nn.Conv1d(16, width // 2, 5, stride=2),
+            nn.GroupNorm(1, width // 2),
             nn.GELU(),
             nn.Conv1d(width // 2, width, 5, stride=2),
+            nn.GroupNorm(1, width),
             nn.GELU(),
             nn.Conv1d(width, width, 5, stride=2),
+            nn.GroupNorm(1, width),
             nn.GELU(),
         )
         self.head = nn.Linear(width, classes)
