@@ -124,7 +124,7 @@ class ModuleSynchroniser : public ReplicaGradients {
   bool apart_ = false;                // the site's optimizers have not seen the same steps
   std::int64_t last_with_data_ = -1;  // under join(): of the site's ranks, at the last exchange
   std::optional<std::vector<at::Tensor>> own_;  // the weights, while W is in their place
-  std::optional<std::uint64_t> before_edit_;  // fingerprint of the weights before the first edit
+  std::optional<std::uint64_t> before_edit_;    // fingerprint of the weights before the first edit
 
   // requires_grad, as the last synchronised backward found it: a script may change it between a
   // forward and a backward, and back (as GANs do), without anything being frozen.

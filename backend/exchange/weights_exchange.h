@@ -86,8 +86,8 @@ class WeightsExchange {
   /// since the last sync point.
   [[nodiscard]] ModuleState state(Views x);
 
-  /// Once begun: x = W, what all ranks have in common. R is as it was: whoever shows W brings x back
-  /// before anything else.
+  /// Once begun: x = W, what all ranks have in common. R is as it was: whoever shows W brings x
+  /// back before anything else.
   void show_reference(Views x);
 
   /// Take up a state of a checkpoint before the first training forward, and leave x = W + share *
