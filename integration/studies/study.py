@@ -113,6 +113,15 @@ def _groups(results: Iterable[Result]) -> dict[str, list[Result]]:
     return groups
 
 
+def _sorted_groups(results: Iterable[Result]) -> list[tuple[str, list[Result]]]:
+    def order(group: tuple[str, list[Result]]) -> tuple[Any, ...]:
+        settings = json.loads(group[0])
+        names = ("task", "optimizer", "participants", "steps")
+        return *(settings[name] for name in names), group[0]
+
+    return sorted(_groups(results).items(), key=order)
+
+
 def _losses(results: list[Result], which: str) -> list[float]:
     """Of the last evaluation, by seed; empty where the method has no such weights."""
     ordered = sorted(results, key=lambda result: result["run"]["seed"])
@@ -154,7 +163,7 @@ def _name(result: Result) -> str:
 def table(results: list[Result]) -> str:
     """Markdown: for each setting the methods at dense's best learning rate and at their own."""
     lines = []
-    for common, group in _groups(results).items():
+    for common, group in _sorted_groups(results):
         settings = json.loads(common)
         size = group[0]["parameters"]
         given = ", ".join(f"{name} {value}" for name, value in settings.items() if value != {})
@@ -194,9 +203,9 @@ def plot(results: list[Result], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    groups = _groups(results)
+    groups = _sorted_groups(results)
     figure, panels = pyplot.subplots(1, len(groups), figsize=(7 * len(groups), 5), squeeze=False)
-    for panel, (common, group) in zip(panels[0], groups.items(), strict=True):
+    for panel, (common, group) in zip(panels[0], groups, strict=True):
         bests = _bests(group)
         for name in sorted(bests):
             own = [r for r in group if _name(r) == name and r["run"]["lr"] == bests[name]]
@@ -223,10 +232,10 @@ def plot_gaps(results: list[Result], path: Path) -> None:
 
     # By panel, then by method: (steps, percent).
     panels: dict[str, dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
-    for common, group in _groups(results).items():
+    for common, group in _sorted_groups(results):
         settings = json.loads(common)
         bests = _bests(group)
-        if "dense" not in bests:
+        if len(bests) == 1 or "dense" not in bests:
             continue
         losses = {}
         for name, lr in bests.items():
@@ -249,7 +258,7 @@ def plot_gaps(results: list[Result], path: Path) -> None:
         axis.set_title(title)
         axis.set_xlabel("steps of the run")
         axis.set_ylabel("% above dense training's loss")
-        axis.set_ylim(bottom=0)
+        axis.axhline(0, color="gray", linewidth=0.8)
         axis.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=100)
