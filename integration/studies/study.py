@@ -43,6 +43,7 @@ WEIGHTS = ("x", "mean", "W")
 # What rows of a table that belong together have in common.
 COMMON = (
     "engine", "task", "task_settings", "participants", "steps", "batch", "optimizer", "warmup",
+    "clip",
 )  # fmt: skip
 
 
