@@ -42,16 +42,17 @@ class Rank:
         for weight in self.weights:
             weight.grad = torch.randn_like(weight)
         self.optimizer = torch.optim.AdamW(self.weights, lr=1e-3, foreach=True)
+        spread = core.default_spread_steps(k, 1)
         self.codec = core.Codec(
             [weight.numel() for weight in self.weights],
             k,
             1,
             None if device.type == "cpu" else device,
             core.default_turns(k),
-            core.default_spread_steps(k, 1),
+            spread,
         )
         # As WeightsExchange::share() has it, for an optimizer that normalises.
-        self.share = 1.0 if core.default_spread_steps(k, 1) > 0 else ranks**-0.5
+        self.share = 1.0 if spread > 0 else ranks**-0.5
         self.codec.begin(self.weights)
         self.number = 0
         self.record: bytes | None = None

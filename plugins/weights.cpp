@@ -228,15 +228,10 @@ void WeightsCodec::State::run_tiles(std::size_t turn, const Pass& pass, std::siz
     if (pass.due != nullptr) {
       Pending tile_p;
       if (!pending.empty()) {
-        tile_p = {pending.data() + tile.begin,
+        tile_p = {std::span(pending).subspan(tile.begin, tile.elements),
                   spread(pass.due->gain, spread_steps, geometry.turns())};
       }
       result.checksum += apply_tile(*pass.due, t, tile.begin, tile_w, tile_r, tile_p, sum);
-      if (tile_p.values != nullptr) {
-        for (std::size_t j = 0; j < tile.elements; ++j) {
-          tile_p.values[j] *= tile_p.spread.keep;
-        }
-      }
     }
     if (pass.select) {
       const std::size_t kept = TileLayout::kept(coder.format().k, tile.elements);

@@ -23,7 +23,7 @@ namespace distro::plugins {
 /// Over how many steps comes what a gain adds to a mean of moves by default (Spread; 0: at once).
 /// The more of a tile is sent at each step, the sooner all participants send the same entry, and
 /// the longer it takes until each has seen what the others' entries did.
-/// integration/studies/grids/k.json compares.
+/// integration/studies/grids/spread.json compares.
 [[nodiscard]] std::uint32_t default_spread_steps(std::uint32_t k, int delay) noexcept;
 
 /// Step::move_mean, of the sum of |move| over the turn of exchange `number`: its weights have moved

@@ -140,9 +140,15 @@ std::uint64_t apply_tile(const Due& due, std::size_t tile, std::size_t begin, fl
       }
     }
   }
-  return pending.values == nullptr
-             ? sum.move_into(w, due.gain, begin)
-             : sum.move_into(w, due.gain, begin, pending.values, pending.spread.gain);
+  if (pending.values.empty()) {
+    return sum.move_into(w, due.gain, begin);
+  }
+  const std::uint64_t change =
+      sum.move_into(w, due.gain, begin, pending.values.data(), pending.spread.gain);
+  for (float& p : pending.values) {
+    p *= pending.spread.keep;
+  }
+  return change;
 }
 
 }  // namespace distro::plugins

@@ -32,13 +32,13 @@ void restore_tile(const kernels::KernelTable& kernels, const Geometry& geometry,
 
 /// What a tile has of P.
 struct Pending {
-  float* values = nullptr;  ///< Null: no gain is spread.
+  std::span<float> values;  ///< Empty: no gain is spread.
   Spread spread;
 };
 
-/// W += gain * sum of weight * q, in participant order; R -= own q. P += what is spread of it.
-/// `sum` is empty before and after. `tile`: its number in its turn. Returns the change of the
-/// checksum of W.
+/// W += gain * sum of weight * q, in participant order; R -= own q. P += what is spread of it, and
+/// of P a part has come. `sum` is empty before and after. `tile`: its number in its turn. Returns
+/// the change of the checksum of W.
 std::uint64_t apply_tile(const Due& due, std::size_t tile, std::size_t begin, float* w, float* r,
                          const Pending& pending, kernels::SparseSum& sum) noexcept;
 

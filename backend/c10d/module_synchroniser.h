@@ -104,9 +104,9 @@ class ModuleSynchroniser : public ReplicaGradients {
   void heed_edit();
   void note_apart(bool some_without_data);
   [[nodiscard]] std::uint64_t fingerprint() const;
+  void check_own_weights(const char* what) const;
   // Run `use` on views of the parameters' memory as it is now, in logical order; what it writes
   // reaches the parameters (writes: it does write).
-  void check_own_weights(const char* what) const;
   template <typename Use>
   void with_views(Use&& use, bool writes = true);
 
