@@ -95,7 +95,8 @@ struct KernelTable {
   void (*dct)(const float* block, float* coefficients, std::size_t rows,
               std::size_t columns) noexcept;
 
-  /// The inverse of dct(). The fewer columns of coefficients are not all zero, the faster.
+  /// The inverse of dct(). The fewer row and column frequencies have a coefficient that is not
+  /// zero, the faster.
   void (*inverse_dct)(const float* coefficients, float* block, std::size_t rows,
                       std::size_t columns) noexcept;
 };
