@@ -12,7 +12,7 @@ torch_version=${TORCH_VERSION:-2.15.0}
 logs=$root/build/logs
 
 apt_packages=(g++ cmake ninja-build pkg-config libzmq3-dev cppzmq-dev libsodium-dev libtbb-dev
-  libxxhash-dev libspdlog-dev libfmt-dev nlohmann-json3-dev libcli11-dev)
+  libxxhash-dev libspdlog-dev libfmt-dev nlohmann-json3-dev libcli11-dev libbenchmark-dev)
 pip_packages=(numpy tqdm matplotlib rich scikit-build-core)
 # Of the matrix: what integration/frameworks is run with besides torch.
 framework_packages=(lightning==2.6.6 accelerate==1.15.0 transformers==5.24.0)

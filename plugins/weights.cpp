@@ -1,5 +1,7 @@
 #include "plugins/weights.h"
 
+#include <oneapi/tbb/cache_aligned_allocator.h>
+
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -28,6 +30,9 @@ struct RunResult {
 // more: threads wait for the last one.
 constexpr std::size_t kBlockElements = 16 * kernels::kTileElements;
 
+/// A value for each weight. Tiles begin with a cache line: no vector of a whole tile lies across
+/// two.
+using Values = std::vector<float, tbb::cache_aligned_allocator<float>>;
 using TileBuffer = std::array<float, kernels::kTileElements>;
 
 /// Consecutive weights of a tensor.
@@ -123,9 +128,8 @@ struct WeightsCodec::State {
   template <class Task>
   void for_each_run(std::size_t turn, const Task& task);
   /// A copy of values in the flat order, in the order of the tensor's elements.
-  [[nodiscard]] std::vector<float> of_tensor(std::size_t tensor,
-                                             const std::vector<float>& values) const;
-  void to_tensor(std::size_t tensor, std::span<const float> from, std::vector<float>& values) const;
+  [[nodiscard]] std::vector<float> of_tensor(std::size_t tensor, const Values& values) const;
+  void to_tensor(std::size_t tensor, std::span<const float> from, Values& values) const;
   /// Calls visit(first element in the tensor, first in the flat order, elements).
   template <class Visit>
   void for_each_stretch_of(std::size_t tensor, const Visit& visit) const;
@@ -136,9 +140,9 @@ struct WeightsCodec::State {
   std::vector<RecordCoder> coders;  // by turn
   std::vector<Block> blocks;
   std::uint32_t spread_steps;
-  std::vector<float> w;
-  std::vector<float> r;
-  std::vector<float> pending;  // P; empty where no gain is spread
+  Values w;
+  Values r;
+  Values pending;  // P; empty where no gain is spread
   std::uint64_t checksum = 0;
   // Kept between steps, so that a step allocates nothing but the record that it returns.
   std::vector<std::byte> staging;
@@ -295,8 +299,7 @@ void WeightsCodec::State::for_each_stretch_of(std::size_t tensor, const Visit& v
   }
 }
 
-std::vector<float> WeightsCodec::State::of_tensor(std::size_t tensor,
-                                                  const std::vector<float>& values) const {
+std::vector<float> WeightsCodec::State::of_tensor(std::size_t tensor, const Values& values) const {
   std::vector<float> copy(geometry.tensor_elements(tensor));
   for_each_stretch_of(tensor, [&](std::size_t at, std::size_t flat, std::size_t n) {
     std::copy_n(values.data() + flat, n, copy.data() + at);
@@ -305,7 +308,7 @@ std::vector<float> WeightsCodec::State::of_tensor(std::size_t tensor,
 }
 
 void WeightsCodec::State::to_tensor(std::size_t tensor, std::span<const float> from,
-                                    std::vector<float>& values) const {
+                                    Values& values) const {
   for_each_stretch_of(tensor, [&](std::size_t at, std::size_t flat, std::size_t n) {
     std::copy_n(from.data() + at, n, values.data() + flat);
   });
@@ -414,7 +417,7 @@ std::vector<float> WeightsCodec::residual(std::size_t tensor) const {
 std::vector<TensorState> WeightsCodec::state(Views x, float share) {
   State& state = *state_;
   check(state.geometry, x);
-  std::vector<float> r = state.r;
+  Values r = state.r;
   for (std::size_t turn = 0; turn < state.geometry.turns(); ++turn) {
     state.for_each_tile(turn, [&](const Tile& tile, std::size_t, RunResult&) {
       TileBuffer buffer;

@@ -6,6 +6,10 @@ import argparse
 import importlib
 
 BENCHES = {
+    "codec": (
+        "torch_distro._codec_bench",
+        "times of the codec over 25 MiB, beside a memcpy and beside PyTorch's own functions",
+    ),
     "wan": (
         "torch_distro._wan.bench",
         "step times over home lines, beside gloo, PowerSGD, bf16 and no communication at all",

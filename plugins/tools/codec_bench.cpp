@@ -1,0 +1,358 @@
+// What the codec costs: each operation on weights or gradients of a bucket, beside a memcpy of the
+// same bytes with the same threads, one after the other. `torch-distro bench codec` runs it.
+#include <benchmark/benchmark.h>
+#include <tbb/cache_aligned_allocator.h>
+#include <tbb/parallel_for.h>
+#include <tbb/task_arena.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "plugins/gradient.h"
+#include "plugins/weights.h"
+
+namespace distro::plugins {
+namespace {
+
+// DDP's default bucket: 25 MiB of fp32.
+constexpr std::size_t kBucketElements = 6553600;
+constexpr std::uint32_t kGradientK = 6;
+constexpr std::uint32_t kWeightsK = 10;
+
+/// Memory that begins with a cache line, as that of torch's tensors does.
+template <class Element>
+using Aligned = std::vector<Element, tbb::cache_aligned_allocator<Element>>;
+
+double seconds(const auto& work) {
+  const auto begin = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::ranges::nth_element(values, middle);
+  return *middle;
+}
+
+/// What is copied for comparison: as many bytes as `elements` fp32 have.
+class Copy {
+ public:
+  explicit Copy(std::size_t elements) : from_(elements, 1.0F), to_(elements) {}
+
+  void operator()() {
+    constexpr std::size_t kBlock = 65536;
+    tbb::parallel_for(std::size_t{0}, (from_.size() + kBlock - 1) / kBlock, [&](std::size_t block) {
+      const std::size_t begin = block * kBlock;
+      const std::size_t n = std::min(kBlock, from_.size() - begin);
+      std::memcpy(&to_[begin], &from_[begin], n * sizeof(float));
+    });
+    benchmark::ClobberMemory();
+  }
+
+ private:
+  Aligned<float> from_;
+  Aligned<float> to_;
+};
+
+/// Values of a normal distribution, other ones for each participant.
+class Noise {
+ public:
+  Noise() : values_(1 << 20) {
+    std::mt19937 random(1);
+    std::normal_distribution<float> normal;
+    std::ranges::generate(values_, [&] { return 1e-2F * normal(random); });
+  }
+  [[nodiscard]] float operator()(std::size_t i, std::size_t participant) const {
+    return values_[(i + participant * 7919) % values_.size()];
+  }
+
+ private:
+  std::vector<float> values_;
+};
+
+const Noise& noise() {
+  static const Noise values;
+  return values;
+}
+
+/// One row: an operation in a setting.
+struct Row {
+  std::size_t elements = kBucketElements;
+  int threads = 1;
+  kernels::Isa isa = kernels::best_isa();
+  kernels::DType dtype = kernels::DType::f32;
+  std::size_t peers = 1;
+  std::uint32_t k = kWeightsK;
+  std::size_t turns = 1;
+  float share = 0.5F;
+  std::uint32_t spread = 0;
+  Transform transform = Transform::dct;
+};
+
+std::vector<Contribution> contributions_of(const std::vector<ParsedRecord>& records) {
+  std::vector<Contribution> contributions;
+  for (const ParsedRecord& record : records) {
+    contributions.push_back({&record, 1.0F / static_cast<float>(records.size())});
+  }
+  return contributions;
+}
+
+double log2_choose(double n, double k) {
+  return (std::lgamma(n + 1) - std::lgamma(k + 1) - std::lgamma(n - k + 1)) / std::log(2.0);
+}
+
+/// One tensor of weights, its codec, and what each peer sent at exchange 0.
+class Weights {
+ public:
+  explicit Weights(const Row& row)
+      : row_(row),
+        x_(row.elements * kernels::size_of(row.dtype)),
+        views_{{x_.data(), row.dtype, row.elements}},
+        codec_(Geometry(std::vector{row.elements}, row.turns),
+               {.k = row.k, .value_bits = 1, .isa = row.isa, .spread_steps = row.spread}) {
+    std::vector<float> values(row.elements);
+    store(values);
+    codec_.begin(views_);
+    for (std::size_t peer = 0; peer < row.peers; ++peer) {
+      for (std::size_t i = 0; i < row.elements; ++i) {
+        values[i] += noise()(i, peer);
+      }
+      store(values);
+      bodies_.push_back(codec_.encode(views_, 0, row.share).record);
+      records_.push_back(codec_.parse(bodies_.back(), 0));
+    }
+    contributions_ = contributions_of(records_);
+  }
+
+  [[nodiscard]] Due due() const { return {contributions_, 0, 1.0F}; }
+
+  /// The exchange that is due is of the turn before, as with DISTRO_DELAY=1.
+  void sync() {
+    const Due due = this->due();
+    benchmark::DoNotOptimize(codec_.advance(views_, 1, &due, row_.share, row_.share));
+  }
+  void apply() { codec_.apply(due()); }
+  void parse() const {
+    for (const std::vector<std::byte>& body : bodies_) {
+      benchmark::DoNotOptimize(codec_.parse(body, 0));
+    }
+  }
+
+  /// Of a tile of 4096 that was looked at: what was sent, and what the places alone need at least,
+  /// with a sign each.
+  void count_bits(benchmark::State& state) const {
+    const auto& tiles = codec_.geometry().tiles(0);
+    const auto kept = kept_of_turn(row_.k, row_.turns);
+    state.counters["bits_a_tile"] =
+        8.0 * static_cast<double>(bodies_.front().size()) / static_cast<double>(tiles.size());
+    state.counters["entropy_bits_a_tile"] =
+        log2_choose(kernels::kTileElements, kept) + static_cast<double>(kept);
+  }
+
+ private:
+  void store(std::span<const float> values) {
+    kernels::table(row_.isa).scatter(row_.dtype, values.data(), x_.data(), values.size(), 1,
+                                     values.size());
+  }
+
+  Row row_;
+  Aligned<std::byte> x_;
+  std::vector<TensorView> views_;
+  WeightsCodec codec_;
+  std::vector<std::vector<std::byte>> bodies_;
+  std::vector<ParsedRecord> records_;
+  std::vector<Contribution> contributions_;
+};
+
+/// The gradient of one matrix, its codec, and what each peer sent.
+class Gradients {
+ public:
+  explicit Gradients(const Row& row)
+      : codec_({{kRows, static_cast<std::int64_t>(row.elements) / kRows}},
+               {GradientMethod::ef, row.k, 1, row.transform, 1.0F, row.isa}),
+        gradient_(row.elements) {
+    for (std::size_t peer = 0; peer < row.peers; ++peer) {
+      for (std::size_t i = 0; i < row.elements; ++i) {
+        gradient_[i] = noise()(i, peer);
+      }
+      Residual* const residuals[] = {&residual_};
+      records_.push_back(codec_.parse(codec_.encode(views(), residuals).record));
+    }
+    contributions_ = contributions_of(records_);
+  }
+
+  void encode() {
+    Residual* const residuals[] = {&residual_};
+    benchmark::DoNotOptimize(codec_.encode(views(), residuals));
+  }
+  void decode() { codec_.decode(contributions_, {}, views()); }
+
+ private:
+  static constexpr std::int64_t kRows = 2560;
+
+  std::vector<TensorView> views() {
+    return {{gradient_.data(), kernels::DType::f32, gradient_.size()}};
+  }
+
+  GradientCodec codec_;
+  Aligned<float> gradient_;
+  Residual residual_;
+  std::vector<ParsedRecord> records_;
+  std::vector<Contribution> contributions_;
+};
+
+const char* name_of(kernels::Isa isa) {
+  switch (isa) {
+    case kernels::Isa::scalar:
+      return "scalar";
+    case kernels::Isa::avx2:
+      return "avx2";
+    case kernels::Isa::avx512:
+      return "avx512";
+  }
+  return "";
+}
+
+void measure(benchmark::State& state, const Row& row, const std::function<void()>& work) {
+  tbb::task_arena arena(row.threads);
+  Copy copy(row.elements);
+  std::vector<double> times;
+  std::vector<double> copies;
+  for (auto _ : state) {  // in turn, so that both see the same machine and a cold cache
+    copies.push_back(seconds([&] { arena.execute(std::ref(copy)); }));
+    times.push_back(seconds([&] { arena.execute(work); }));
+    state.SetIterationTime(times.back());
+  }
+  state.SetLabel(name_of(row.isa));
+  state.counters["elements"] = static_cast<double>(row.elements);
+  state.counters["threads"] = row.threads;
+  state.counters["k"] = row.k;
+  state.counters["peers"] = static_cast<double>(row.peers);
+  state.counters["milliseconds"] = median(times) * 1e3;
+  state.counters["memcpy_milliseconds"] = median(copies) * 1e3;
+  state.counters["ratio"] = median(times) / median(copies);
+}
+
+template <class Subject>
+using Operation = void (*)(Subject& subject);
+
+/// Registers a row; `floor_bytes`: what the operation moves of memory for each of the weights or
+/// gradients, if it reads and writes nothing twice.
+template <class Subject>
+void add(const std::string& name, const Row& row, double floor_bytes,
+         const Operation<Subject>& operation) {
+  benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
+    Subject subject(row);
+    measure(state, row, [&] { operation(subject); });
+    state.counters["floor_bytes_a_parameter"] = floor_bytes;
+    // A memcpy reads 4 and writes 4.
+    state.counters["bytes_a_parameter"] = 8.0 * state.counters["ratio"];
+    if constexpr (std::is_same_v<Subject, Weights>) {
+      subject.count_bits(state);
+    }
+  })->UseManualTime();
+}
+
+/// What a sync moves of the weights that it looks at: reads x, W and R, writes x and R.
+double sync_bytes(const Row& row) {
+  const auto x = static_cast<double>(kernels::size_of(row.dtype));
+  // Of an exchange and of the one before it; where all have the same turn, at once.
+  const double parts = row.turns == 1 ? 1.0 : 2.0 / static_cast<double>(row.turns);
+  const double of_p = row.spread > 0 ? 8.0 : 0.0;
+  return parts * (2 * x + 12.0 + of_p);
+}
+
+void add_sync(const std::string& name, const Row& row) {
+  add<Weights>(name, row, sync_bytes(row), [](Weights& weights) { weights.sync(); });
+}
+
+Row row_of_default(std::size_t elements, int threads) {
+  return {.elements = elements, .threads = threads, .turns = default_turns(kWeightsK)};
+}
+
+void add_weights(int threads) {
+  const std::string of = "/threads:" + std::to_string(threads);
+  add_sync("weights_sync" + of, row_of_default(kBucketElements, threads));
+  add_sync("weights_sync_one_span" + of, {.threads = threads, .k = kGradientK});
+  add_sync("weights_sync_one_span_share_1" + of,
+           {.threads = threads, .k = kGradientK, .share = 1.0F});
+  add_sync("weights_sync_k_32" + of, {.threads = threads,
+                                      .k = 32,
+                                      .turns = default_turns(32),
+                                      .share = 1.0F,
+                                      .spread = default_spread_steps(32, 1)});
+  const Row of_peers{.threads = threads, .peers = 8, .k = kGradientK};
+  add<Weights>("weights_apply_8_peers" + of, of_peers, 0.0,
+               [](Weights& weights) { weights.apply(); });
+  add<Weights>("weights_parse_8_peers" + of, of_peers, 0.0,
+               [](Weights& weights) { weights.parse(); });
+}
+
+void add_gradients(int threads) {
+  const std::string of = "/threads:" + std::to_string(threads);
+  const auto encode = [](Gradients& gradients) { gradients.encode(); };
+  // Reads the gradient and M, writes M.
+  add<Gradients>("ef_encode" + of, {.threads = threads, .k = kGradientK}, 12.0, encode);
+  add<Gradients>("ef_encode_without_transform" + of,
+                 {.threads = threads, .k = kGradientK, .transform = Transform::none}, 12.0, encode);
+  for (const std::size_t peers : {1U, 8U, 32U}) {
+    add<Gradients>("ef_decode_" + std::to_string(peers) + "_peers" + of,
+                   {.threads = threads, .peers = peers, .k = kGradientK}, 4.0,
+                   [](Gradients& gradients) { gradients.decode(); });
+  }
+}
+
+void add_instruction_sets() {
+  for (const auto isa : {kernels::Isa::scalar, kernels::Isa::avx2, kernels::Isa::avx512}) {
+    if (kernels::table(isa).isa != isa) {
+      continue;
+    }
+    const std::string of = "/isa:" + std::string(name_of(isa));
+    add_sync("weights_sync_one_span" + of, {.isa = isa, .k = kGradientK});
+    add<Gradients>("ef_encode" + of, {.isa = isa, .k = kGradientK}, 12.0,
+                   [](Gradients& gradients) { gradients.encode(); });
+  }
+}
+
+void add_types_and_sizes() {
+  add_sync("weights_sync/dtype:bf16",
+           {.dtype = kernels::DType::bf16, .turns = default_turns(kWeightsK)});
+  constexpr std::size_t kMiB = std::size_t{1} << 20;
+  for (const std::size_t bytes : {kMiB / 16, kMiB, 16 * kMiB, 128 * kMiB, 1024 * kMiB}) {
+    add_sync("weights_sync/bytes:" + std::to_string(bytes),
+             row_of_default(bytes / sizeof(float), 1));
+  }
+}
+
+void add_all() {
+  const int most = static_cast<int>(std::min(2U, std::thread::hardware_concurrency()));
+  for (int threads = 1; threads <= most; ++threads) {
+    add_weights(threads);
+    add_gradients(threads);
+  }
+  add_instruction_sets();
+  add_types_and_sizes();
+}
+
+}  // namespace
+}  // namespace distro::plugins
+
+int main(int argc, char** argv) {
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) {
+    return 1;
+  }
+  distro::plugins::add_all();
+  benchmark::RunSpecifiedBenchmarks();
+  benchmark::Shutdown();
+  return 0;
+}
