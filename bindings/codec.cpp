@@ -157,6 +157,14 @@ void bind_codec(py::module_& module) {
              "Turns that weights take where Options.turns is auto; for studies.");
   module.def("default_spread_steps", &plugins::default_spread_steps, py::arg("k"), py::arg("delay"),
              "Steps that gains are spread over where Options.spread is auto; for studies.");
+  module.def(
+      "default_share",
+      [](float gain, int participants, std::uint32_t spread_steps) {
+        return plugins::default_share(gain / static_cast<float>(participants), gain, spread_steps);
+      },
+      py::arg("gain"), py::arg("participants"), py::arg("spread_steps"),
+      "Share of unsent moves where Options.share is auto, of participants that weigh the same; for "
+      "studies.");
   py::class_<Codec>(module, "Codec", "The weights mode codec of one module; for tests.")
       .def(py::init<const std::vector<std::size_t>&, std::uint32_t, std::uint32_t,
                     const std::optional<at::Device>&, std::size_t, std::uint32_t>(),

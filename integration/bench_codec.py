@@ -51,8 +51,8 @@ class Rank:
             core.default_turns(k),
             spread,
         )
-        # As WeightsExchange::share() has it, for an optimizer that normalises.
-        self.share = 1.0 if spread > 0 else ranks**-0.5
+        self.gain = math.sqrt(ranks)
+        self.share = core.default_share(self.gain, ranks, spread)
         self.codec.begin(self.weights)
         self.number = 0
         self.record: bytes | None = None
@@ -61,7 +61,7 @@ class Rank:
         due = (
             None
             if self.record is None
-            else ([self.record] * self.ranks, 0, math.sqrt(self.ranks), self.number)
+            else ([self.record] * self.ranks, 0, self.gain, self.number)
         )
         self.number += 1
         self.record, _ = self.codec.advance(self.weights, self.number, due, self.share, self.share)

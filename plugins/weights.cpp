@@ -68,6 +68,14 @@ std::uint32_t default_spread_steps(std::uint32_t k, int delay) noexcept {
   return k < kLeastK || seen_at_once ? 0 : std::min(3 * k / 8, kMostSteps);
 }
 
+float default_share(float sent, float gain, std::uint32_t spread_steps) noexcept {
+  constexpr float kLeastOfMany = 0.5F;
+  if (spread_steps == 0) {
+    return sent;
+  }
+  return gain > 1.0F ? 1.0F : std::max(sent, kLeastOfMany);
+}
+
 double mean_move(const Geometry& geometry, std::uint64_t number, double sum) noexcept {
   const auto elements =
       static_cast<double>(std::max<std::size_t>(geometry.elements(geometry.turn_of(number)), 1));

@@ -52,8 +52,7 @@ class Sites {
   /// 1 / sqrt(sum of weight^2), the square root of the participants where all have one weight.
   [[nodiscard]] float gain() const;
 
-  /// The part of its unsent moves that a participant applies to its own weights, so that sending
-  /// changes nothing for it: gain * weight.
+  /// What a participant's moves count in W when they have been sent: gain * weight.
   [[nodiscard]] float share(int participant, float gain) const;
 
   /// All participants have as many ranks.

@@ -89,11 +89,8 @@ float WeightsExchange::share() const {
   }
   const Sites& sites = group_->sites();
   const float gain = sent_.gain == kGainUnknown ? sites.gain() : sent_.gain;
-  // The mean of the moves counts at once where a gain is spread: then so does a rank's own.
-  if (group_->options().spread_steps() > 0 && gain > 1.0F) {
-    return 1.0F;
-  }
-  return sites.share(sites.participant_of(group_->rank()), gain);
+  const float sent = sites.share(sites.participant_of(group_->rank()), gain);
+  return plugins::default_share(sent, gain, group_->options().spread_steps());
 }
 
 // Runs one of the collective functions. After an error the ranks may stand at different places of

@@ -58,7 +58,7 @@ class Weights(Method):
         delay: DISTRO_DELAY.
         gain: DISTRO_GAIN; default: sqrt n.
         turns: Options.turns; default: the backend's own.
-        share: Options.share; default: gain / n, or 1 where a gain is spread.
+        share: Options.share; default: the backend's own.
         spread: Options.spread; default: the backend's own.
     """
 
@@ -79,9 +79,7 @@ class Weights(Method):
         turns = core.default_turns(k) if turns is None else turns
         self.gain = math.sqrt(self.n) if gain is None else gain
         spread = core.default_spread_steps(k, delay) if spread is None else spread
-        if share is None:
-            share = 1.0 if spread > 0 and self.gain > 1 else self.gain / self.n
-        self.share = share
+        self.share = core.default_share(self.gain, self.n, spread) if share is None else share
         elements = [tensor[0].numel() for tensor in weights]
         # In host memory the codec that is faster there; on a device the one that works on it.
         device = None if weights[0].is_cpu else weights[0].device

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
-from reference_step import reference_run
+from reference_step import default_share, reference_run
 
 STEPS = 50
 DEFAULT_TURNS = {6: 16, 100: 2, 4096: 1}
@@ -145,7 +145,7 @@ def test_steps_are_those_of_the_reference(
                 spread=spread,
             )
             if share is None:
-                share = 1.0 if spread > 0 and gain > 1 else gain / ranks
+                share = default_share(gain, ranks, spread)
             for rank in range(ranks):
                 residual = expected[rank].whole_residual(here[rank], share)
                 for tensor, (w, r, weights) in enumerate(actual[rank][steps - 1]):

@@ -237,6 +237,13 @@ class ReferenceRank:
             begin += at.size
 
 
+def default_share(gain: float, n: int, spread: int) -> float:
+    """What a rank's unsent moves count in its own weights."""
+    if spread == 0:
+        return gain / n
+    return 1.0 if gain > 1 else max(gain / n, 0.5)
+
+
 def reference_run(
     x: list[list[np.ndarray]],
     moves: list[list[list[np.ndarray]]],
@@ -254,12 +261,12 @@ def reference_run(
 
     x: per rank the list of its tensors, equal at the beginning, changed in place.
     moves: per step and rank the list of what the optimizer adds to each tensor.
-    share: where None: gain / n, or 1 with a spread. All ranks weigh the same. At the end an
+    share: where None: default_share(). All ranks weigh the same. At the end an
     exchange may be in flight (delay 1).
     """
     n = len(x)
     if share is None:
-        share = 1.0 if spread > 0 and gain > 1 else gain / n
+        share = default_share(gain, n, spread)
     weights = [1.0 / n] * n
     ranks = [ReferenceRank(tensors, k, value_bits, dtype, turns, spread) for tensors in x]
     in_flight: list[Record] | None = None

@@ -226,6 +226,14 @@ TEST(WeightsCodec, ThreadsChangeNoBit) {
   }
 }
 
+TEST(DefaultShare, OwnMovesCountAsSentOnesAndMoreWhereManyAreSent) {
+  EXPECT_EQ(default_share(0.125F, 1.0F, 0), 0.125F);
+  EXPECT_EQ(default_share(0.5F, 2.0F, 0), 0.5F);
+  EXPECT_EQ(default_share(0.5F, 2.0F, 12), 1.0F);
+  EXPECT_EQ(default_share(0.125F, 1.0F, 12), 0.5F);
+  EXPECT_EQ(default_share(1.0F, 1.0F, 12), 1.0F);  // a participant that is alone
+}
+
 TEST(WeightsCodec, OnlyWeightsWhoseTurnItIsAreTouched) {
   constexpr std::size_t kTurns = 5;
   Module module(mixed_tensors());
