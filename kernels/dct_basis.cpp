@@ -47,6 +47,23 @@ constexpr std::size_t factors(std::size_t side) noexcept {
   return count + side * side;
 }
 
+/// Number of values of one side's rotations.
+constexpr std::size_t rotations(std::size_t side) noexcept {
+  std::size_t count = 0;
+  for (; side % 2 == 0; side /= 2) {
+    count += has_rotations(side / 2) ? side / 2 : 0;
+  }
+  return count;
+}
+
+constexpr std::size_t all_rotations() noexcept {
+  std::size_t count = 0;
+  for (std::size_t side = 1; side <= kLargestSide; ++side) {
+    count += rotations(side);
+  }
+  return count;
+}
+
 constexpr std::size_t all_factors() noexcept {
   std::size_t count = 0;
   for (std::size_t side = 1; side <= kLargestSide; ++side) {
@@ -58,10 +75,28 @@ constexpr std::size_t all_factors() noexcept {
 struct Bases {
   Bases() noexcept {
     float* next = factor.data();
+    float* next_rotation = rotation.data();
     for (std::size_t side = 1; side <= kLargestSide; ++side) {
       begin[side] = next;
       next = fill(next, side);
+      begin_rotation[side] = next_rotation;
+      next_rotation = fill_rotations(next_rotation, side);
     }
+  }
+
+  static float* fill_rotations(float* next, std::size_t side) noexcept {
+    for (std::size_t m = side; m % 2 == 0; m /= 2) {
+      const std::size_t h = m / 2;
+      if (!has_rotations(h)) {
+        continue;
+      }
+      const double scale = std::sqrt(static_cast<double>(h) / static_cast<double>(2 * side));
+      for (std::size_t i = 0; i < h / 2; ++i) {
+        *next++ = static_cast<float>(scale * cosine(2 * i + 1, 2 * h));
+        *next++ = static_cast<float>(scale * cosine(2 * h - (2 * i + 1), 2 * h));
+      }
+    }
+    return next;
   }
 
   static float* fill(float* next, std::size_t side) noexcept {
@@ -85,13 +120,19 @@ struct Bases {
 
   std::array<float, all_factors()> factor{};
   std::array<const float*, kLargestSide + 1> begin{};
+  std::array<float, all_rotations()> rotation{};
+  std::array<const float*, kLargestSide + 1> begin_rotation{};
 };
+
+const Bases& bases() noexcept {
+  static const Bases kBases;
+  return kBases;
+}
 
 }  // namespace
 
-const float* dct_basis(std::size_t side) noexcept {
-  static const Bases kBases;
-  return kBases.begin[side];
-}
+const float* dct_basis(std::size_t side) noexcept { return bases().begin[side]; }
+
+const float* dct_rotations(std::size_t side) noexcept { return bases().begin_rotation[side]; }
 
 }  // namespace distro::kernels

@@ -91,9 +91,8 @@ struct KernelTable {
 
   /// The orthonormal DCT-II of a block by rows and columns, sides 1 to 64. Coefficients lie by
   /// columns: that of row frequency u and column frequency v at coefficients[v * rows + u].
-  /// Finite input.
-  void (*dct)(const float* block, float* coefficients, std::size_t rows,
-              std::size_t columns) noexcept;
+  /// Finite input. Overwrites the block.
+  void (*dct)(float* block, float* coefficients, std::size_t rows, std::size_t columns) noexcept;
 
   /// The inverse of dct(). The fewer row and column frequencies have a coefficient that is not
   /// zero, the faster.

@@ -49,7 +49,7 @@ Values random_block(Shape shape, std::uint32_t seed) {
   return block;
 }
 
-Values transformed(Isa isa, const Values& block, Shape shape) {
+Values transformed(Isa isa, Values block, Shape shape) {
   Values coefficients(block.size());
   table(isa).dct(block.data(), coefficients.data(), shape.rows, shape.columns);
   return coefficients;
