@@ -70,10 +70,11 @@ std::uint32_t default_spread_steps(std::uint32_t k, int delay) noexcept {
 
 float default_share(float sent, float gain, std::uint32_t spread_steps) noexcept {
   constexpr float kLeastOfMany = 0.5F;
-  if (spread_steps == 0) {
-    return sent;
+  constexpr std::uint32_t kManySteps = 24;
+  if (gain > 1.0F) {
+    return spread_steps > 0 ? 1.0F : sent;
   }
-  return gain > 1.0F ? 1.0F : std::max(sent, kLeastOfMany);
+  return spread_steps > kManySteps ? std::max(sent, kLeastOfMany) : sent;
 }
 
 double mean_move(const Geometry& geometry, std::uint64_t number, double sum) noexcept {

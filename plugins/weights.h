@@ -27,12 +27,12 @@ namespace distro::plugins {
 [[nodiscard]] std::uint32_t default_spread_steps(std::uint32_t k, int delay) noexcept;
 
 /// What a participant's unsent moves count in its own weights by default, of 1. `sent`: what they
-/// count when they have been sent, gain * weight of the participant. Where few entries are sent at
-/// a time that is the answer: then sending changes nothing for the sender. Where many are (gains
-/// are spread there, if there are any), ranks that hardly see their own moves go on in a direction
-/// until these come back to them from all, and that is too far: 1 where a gain is spread, for then
-/// the mean counts in full at once, and at least 1/2 without a gain.
-/// integration/studies/grids/share.json compares.
+/// count when they have been sent, gain * weight of the participant. That is the answer where few
+/// entries are sent at a time: then sending changes nothing for the sender. Where a gain is spread
+/// it is 1, for then the mean counts in full at once. Without a gain, but where so many entries are
+/// sent that one would be spread over more than 24 steps (k above 64), it is at least 1/2: ranks
+/// that hardly see their own moves go on in a direction until these come back to them from all, and
+/// that is too far. integration/studies/grids/share.json compares.
 [[nodiscard]] float default_share(float sent, float gain, std::uint32_t spread_steps) noexcept;
 
 /// Step::move_mean, of the sum of |move| over the turn of exchange `number`: its weights have moved

@@ -23,8 +23,8 @@ class Options:
             number of ranks for optimizers that normalise, 1 for SGD) or a number.
         delay: 1: an exchange travels during the next step; 0: each step waits for it.
         site: a label, or ``host``: ranks that act as one participant. Differs from rank to rank.
-        share: weight of a rank's unsent moves in its own weights: ``auto`` (gain / ranks; where
-            k is 24 or more, 1, or with a gain of 1 at least 1/2) or 0 to 1.
+        share: weight of a rank's unsent moves in its own weights: ``auto`` (gain / ranks; 1 where
+            a gain is spread; with a gain of 1 and k above 64 at least 1/2) or 0 to 1.
         turns: of so many exchanges each looks at another part of the weights: ``auto`` (up to 16,
             the fewer the larger k) or 1 to 64.
         spread: steps over which what a gain adds to the mean comes: ``auto`` (0, all at once, where

@@ -239,9 +239,9 @@ class ReferenceRank:
 
 def default_share(gain: float, n: int, spread: int) -> float:
     """What a rank's unsent moves count in its own weights."""
-    if spread == 0:
-        return gain / n
-    return 1.0 if gain > 1 else max(gain / n, 0.5)
+    if gain > 1:
+        return 1.0 if spread > 0 else gain / n
+    return max(gain / n, 0.5) if spread > 24 else gain / n
 
 
 def reference_run(

@@ -230,8 +230,9 @@ TEST(DefaultShare, OwnMovesCountAsSentOnesAndMoreWhereManyAreSent) {
   EXPECT_EQ(default_share(0.125F, 1.0F, 0), 0.125F);
   EXPECT_EQ(default_share(0.5F, 2.0F, 0), 0.5F);
   EXPECT_EQ(default_share(0.5F, 2.0F, 12), 1.0F);
-  EXPECT_EQ(default_share(0.125F, 1.0F, 12), 0.5F);
-  EXPECT_EQ(default_share(1.0F, 1.0F, 12), 1.0F);  // a participant that is alone
+  EXPECT_EQ(default_share(0.125F, 1.0F, default_spread_steps(64, 1)), 0.125F);
+  EXPECT_EQ(default_share(0.125F, 1.0F, default_spread_steps(128, 1)), 0.5F);
+  EXPECT_EQ(default_share(1.0F, 1.0F, default_spread_steps(128, 1)), 1.0F);  // alone
 }
 
 TEST(WeightsCodec, OnlyWeightsWhoseTurnItIsAreTouched) {
