@@ -159,10 +159,11 @@ void bind_codec(py::module_& module) {
              "Steps that gains are spread over where Options.spread is auto; for studies.");
   module.def(
       "default_share",
-      [](float gain, int participants, std::uint32_t spread_steps) {
-        return plugins::default_share(gain / static_cast<float>(participants), gain, spread_steps);
+      [](float gain, int participants, std::uint32_t k, std::uint32_t spread_steps) {
+        const float sent = gain / static_cast<float>(participants);
+        return plugins::default_share(sent, gain, k, spread_steps);
       },
-      py::arg("gain"), py::arg("participants"), py::arg("spread_steps"),
+      py::arg("gain"), py::arg("participants"), py::arg("k"), py::arg("spread_steps"),
       "Share of unsent moves where Options.share is auto, of participants that weigh the same; for "
       "studies.");
   py::class_<Codec>(module, "Codec", "The weights mode codec of one module; for tests.")

@@ -52,16 +52,14 @@ class Rank:
             spread,
         )
         self.gain = math.sqrt(ranks)
-        self.share = core.default_share(self.gain, ranks, spread)
+        self.share = core.default_share(self.gain, ranks, k, spread)
         self.codec.begin(self.weights)
         self.number = 0
         self.record: bytes | None = None
 
     def exchange(self) -> None:
         due = (
-            None
-            if self.record is None
-            else ([self.record] * self.ranks, 0, self.gain, self.number)
+            None if self.record is None else ([self.record] * self.ranks, 0, self.gain, self.number)
         )
         self.number += 1
         self.record, _ = self.codec.advance(self.weights, self.number, due, self.share, self.share)

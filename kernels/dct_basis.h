@@ -20,7 +20,7 @@ inline constexpr std::size_t kLargestSide = 64;
 [[nodiscard]] const float* dct_basis(std::size_t side) noexcept;
 
 /// Whether a DCT-IV of this side is computed by rotations and two DCT-II of half the side.
-[[nodiscard]] constexpr bool has_rotations(std::size_t side) noexcept {
+[[nodiscard]] static constexpr bool has_rotations(std::size_t side) noexcept {
   return side % 2 == 0 && side >= 8;
 }
 

@@ -30,8 +30,8 @@ struct RunResult {
 // more: threads wait for the last one.
 constexpr std::size_t kBlockElements = 16 * kernels::kTileElements;
 
-/// A value for each weight. Tiles begin with a cache line: no vector of a whole tile lies across
-/// two.
+/// A value for each weight. The first tile begins with a cache line, and so do all where tensors
+/// have whole lines of a turn: no vector lies across two lines there.
 using Values = std::vector<float, tbb::cache_aligned_allocator<float>>;
 using TileBuffer = std::array<float, kernels::kTileElements>;
 
@@ -68,13 +68,13 @@ std::uint32_t default_spread_steps(std::uint32_t k, int delay) noexcept {
   return k < kLeastK || seen_at_once ? 0 : std::min(3 * k / 8, kMostSteps);
 }
 
-float default_share(float sent, float gain, std::uint32_t spread_steps) noexcept {
+float default_share(float sent, float gain, std::uint32_t k, std::uint32_t spread_steps) noexcept {
   constexpr float kLeastOfMany = 0.5F;
-  constexpr std::uint32_t kManySteps = 24;
+  constexpr std::uint32_t kFew = 64;
   if (gain > 1.0F) {
     return spread_steps > 0 ? 1.0F : sent;
   }
-  return spread_steps > kManySteps ? std::max(sent, kLeastOfMany) : sent;
+  return k > kFew ? std::max(sent, kLeastOfMany) : sent;
 }
 
 double mean_move(const Geometry& geometry, std::uint64_t number, double sum) noexcept {

@@ -29,11 +29,12 @@ namespace distro::plugins {
 /// What a participant's unsent moves count in its own weights by default, of 1. `sent`: what they
 /// count when they have been sent, gain * weight of the participant. That is the answer where few
 /// entries are sent at a time: then sending changes nothing for the sender. Where a gain is spread
-/// it is 1, for then the mean counts in full at once. Without a gain, but where so many entries are
-/// sent that one would be spread over more than 24 steps (k above 64), it is at least 1/2: ranks
-/// that hardly see their own moves go on in a direction until these come back to them from all, and
-/// that is too far. integration/studies/grids/share.json compares.
-[[nodiscard]] float default_share(float sent, float gain, std::uint32_t spread_steps) noexcept;
+/// it is 1, for then the mean counts in full at once. Without a gain, but with k above 64, it is at
+/// least 1/2: ranks that hardly see their own moves go on in a direction until these come back to
+/// them from all, and where many are sent that is too far. integration/studies/grids/share.json
+/// compares.
+[[nodiscard]] float default_share(float sent, float gain, std::uint32_t k,
+                                  std::uint32_t spread_steps) noexcept;
 
 /// Step::move_mean, of the sum of |move| over the turn of exchange `number`: its weights have moved
 /// since their last turn.

@@ -35,9 +35,9 @@ using StringMap = std::map<std::string, std::string, std::less<>>;
 /// users.
 struct Options {
   Mode mode = Mode::automatic;
-  std::uint32_t k = 10;         ///< Entries kept per 4096 weights; 6 of gradients.
-  std::optional<double> gain;   ///< Empty: by the optimizer's class.
-  std::optional<double> share;  ///< Empty: plugins::default_share().
+  std::uint32_t k = 10;                       ///< Entries kept per 4096 weights; 6 of gradients.
+  std::optional<double> gain;                 ///< Empty: by the optimizer's class.
+  std::optional<double> share;                ///< Empty: plugins::default_share().
   std::optional<std::uint32_t> turns_given;   ///< Empty: by k (turns()).
   std::optional<std::uint32_t> spread_given;  ///< Empty: by k (spread_steps()).
   std::uint32_t value_bits = 1;               ///< 1 or 32.

@@ -90,7 +90,8 @@ float WeightsExchange::share() const {
   const Sites& sites = group_->sites();
   const float gain = sent_.gain == kGainUnknown ? sites.gain() : sent_.gain;
   const float sent = sites.share(sites.participant_of(group_->rank()), gain);
-  return plugins::default_share(sent, gain, group_->options().spread_steps());
+  const Options& options = group_->options();
+  return plugins::default_share(sent, gain, options.k, options.spread_steps());
 }
 
 // Runs one of the collective functions. After an error the ranks may stand at different places of

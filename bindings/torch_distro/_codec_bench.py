@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -37,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=_positive, default=0.5, help="for each row, at least (%(default)s)"
     )
-    parser.add_argument("--filter", default=".", help="rows of the codec: a regular expression")
+    parser.add_argument(
+        "--filter", type=_regex, default=".", help="rows of the codec: a regular expression"
+    )
     parser.add_argument(
         "--no-torch", action="store_true", help="without the rows of PyTorch's own functions"
     )
@@ -55,7 +59,11 @@ def run(arguments: argparse.Namespace) -> int:
     ]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
-        print(f"torch-distro bench codec: {command[0]} failed", file=sys.stderr)
+        print(
+            f"torch-distro bench codec: {command[0]} failed with status {done.returncode}. It "
+            "needs the library of Google Benchmark (Debian: libbenchmark1debian).",
+            file=sys.stderr,
+        )
         return 1
     found = json.loads(done.stdout) if done.stdout.strip() else {"context": {}, "benchmarks": []}
     rows = [_row(benchmark) for benchmark in found["benchmarks"]]
@@ -97,7 +105,7 @@ def _torch_rows(seconds: float) -> Iterator[dict[str, Any]]:
     source, target = torch.randn(ELEMENTS), torch.empty(ELEMENTS)
     try:
         with torch.no_grad():
-            for threads in range(1, min(2, os.cpu_count() or 1) + 1):
+            for threads in range(1, min(2, len(os.sched_getaffinity(0))) + 1):
                 torch.set_num_threads(threads)
                 for name, work in _works():
                     times: list[float] = []
@@ -138,7 +146,7 @@ class _Weights:
 
     def __init__(self) -> None:
         self.x = torch.randn(ELEMENTS)
-        self.w = self.x.clone()
+        self.w, self.left = self.x.clone(), torch.empty_like(self.x)
         self.r = torch.randn(ELEMENTS) * 1e-2
         self.sent = [self.select() for _ in range(PEERS)]
 
@@ -150,7 +158,8 @@ class _Weights:
         return index, values.sign() * scale
 
     def sync(self) -> None:
-        self.r += self.x - (self.w + self.share * self.r)
+        torch.add(self.w, self.r, alpha=self.share, out=self.left)
+        self.r += torch.sub(self.x, self.left, out=self.left)
         index, values = self.sent[0]
         self.w.view(-1, TILE).scatter_add_(1, index, values)
         self.r.view(-1, TILE).scatter_add_(1, index, -values)
@@ -204,9 +213,17 @@ def _seconds(work: Callable[[], object]) -> float:
 
 def _positive(text: str) -> float:
     value = float(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError("not above 0")
+    if not (value > 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
     return value
+
+
+def _regex(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
+    return text
 
 
 def _print(rows: list[dict[str, Any]], torch_rows: list[dict[str, Any]]) -> None:

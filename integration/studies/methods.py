@@ -79,7 +79,7 @@ class Weights(Method):
         turns = core.default_turns(k) if turns is None else turns
         self.gain = math.sqrt(self.n) if gain is None else gain
         spread = core.default_spread_steps(k, delay) if spread is None else spread
-        self.share = core.default_share(self.gain, self.n, spread) if share is None else share
+        self.share = core.default_share(self.gain, self.n, k, spread) if share is None else share
         elements = [tensor[0].numel() for tensor in weights]
         # In host memory the codec that is faster there; on a device the one that works on it.
         device = None if weights[0].is_cpu else weights[0].device

@@ -4,6 +4,7 @@
 #include <tbb/cache_aligned_allocator.h>
 #include <tbb/parallel_for.h>
 #include <tbb/task_arena.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -110,64 +111,82 @@ double log2_choose(double n, double k) {
   return (std::lgamma(n + 1) - std::lgamma(k + 1) - std::lgamma(n - k + 1)) / std::log(2.0);
 }
 
-/// One tensor of weights, its codec, and what each peer sent at exchange 0.
+/// One tensor of weights, its codec, and what each peer sent at the exchange before.
 class Weights {
  public:
   explicit Weights(const Row& row)
       : row_(row),
+        values_(row.elements),
         x_(row.elements * kernels::size_of(row.dtype)),
         views_{{x_.data(), row.dtype, row.elements}},
         codec_(Geometry(std::vector{row.elements}, row.turns),
                {.k = row.k, .value_bits = 1, .isa = row.isa, .spread_steps = row.spread}) {
-    std::vector<float> values(row.elements);
-    store(values);
     codec_.begin(views_);
     for (std::size_t peer = 0; peer < row.peers; ++peer) {
-      for (std::size_t i = 0; i < row.elements; ++i) {
-        values[i] += noise()(i, peer);
-      }
-      store(values);
-      bodies_.push_back(codec_.encode(views_, 0, row.share).record);
-      records_.push_back(codec_.parse(bodies_.back(), 0));
+      move();
+      bodies_.push_back(codec_.encode(views_, number_, row.share).record);
+      records_.push_back(codec_.parse(bodies_.back(), number_));
     }
     contributions_ = contributions_of(records_);
   }
 
-  [[nodiscard]] Due due() const { return {contributions_, 0, 1.0F}; }
-
-  /// The exchange that is due is of the turn before, as with DISTRO_DELAY=1.
-  void sync() {
-    const Due due = this->due();
-    benchmark::DoNotOptimize(codec_.advance(views_, 1, &due, row_.share, row_.share));
+  /// What an optimizer does before each exchange.
+  void move() {
+    const kernels::KernelTable& table = kernels::table(row_.isa);
+    for (std::size_t begin = 0; begin < row_.elements; begin += kernels::kTileElements) {
+      const std::size_t n = std::min(kernels::kTileElements, row_.elements - begin);
+      std::byte* const x = x_.data() + begin * kernels::size_of(row_.dtype);
+      float* const values = values_.data() + begin;
+      table.adopt(row_.dtype, x, values, n);
+      for (std::size_t i = 0; i < n; ++i) {
+        values[i] += noise()(begin + i, moves_);
+      }
+      table.scatter(row_.dtype, values, x, n, 1, n);
+    }
+    ++moves_;
   }
-  void apply() { codec_.apply(due()); }
+
+  /// As with DISTRO_DELAY=1; the next exchange applies what this one sends.
+  void sync() {
+    const Due due{contributions_, 0, gain()};
+    body_ = codec_.advance(views_, ++number_, &due, row_.share, row_.share).record;
+  }
+  void take_own() { records_.front() = codec_.parse(body_, number_); }
+
+  void apply() { codec_.apply({contributions_, 0, 1.0F}); }
   void parse() const {
     for (const std::vector<std::byte>& body : bodies_) {
       benchmark::DoNotOptimize(codec_.parse(body, 0));
     }
   }
 
-  /// Of a tile of 4096 that was looked at: what was sent, and what the places alone need at least,
-  /// with a sign each.
+  /// Of a tile that was looked at: what was sent, and what the places alone need at least, with a
+  /// sign each.
   void count_bits(benchmark::State& state) const {
-    const auto& tiles = codec_.geometry().tiles(0);
-    const auto kept = kept_of_turn(row_.k, row_.turns);
-    state.counters["bits_a_tile"] =
-        8.0 * static_cast<double>(bodies_.front().size()) / static_cast<double>(tiles.size());
-    state.counters["entropy_bits_a_tile"] =
-        log2_choose(kernels::kTileElements, kept) + static_cast<double>(kept);
+    const auto tiles = codec_.geometry().tiles(0);
+    const auto k = kept_of_turn(row_.k, row_.turns);
+    double entropy = 0.0;
+    for (const Tile& tile : tiles) {
+      const auto kept = static_cast<double>(TileLayout::kept(k, tile.elements));
+      entropy += log2_choose(static_cast<double>(tile.elements), kept) + kept;
+    }
+    const auto number = static_cast<double>(tiles.size());
+    state.counters["bits_a_tile"] = 8.0 * static_cast<double>(bodies_.front().size()) / number;
+    state.counters["entropy_bits_a_tile"] = entropy / number;
   }
 
  private:
-  void store(std::span<const float> values) {
-    kernels::table(row_.isa).scatter(row_.dtype, values.data(), x_.data(), values.size(), 1,
-                                     values.size());
-  }
+  /// So that a gain is spread where the row says so.
+  [[nodiscard]] float gain() const { return row_.spread > 0 ? 2.0F : 1.0F; }
 
   Row row_;
+  std::size_t moves_ = 0;
+  std::uint64_t number_ = 0;
+  Aligned<float> values_;
   Aligned<std::byte> x_;
   std::vector<TensorView> views_;
   WeightsCodec codec_;
+  std::vector<std::byte> body_;
   std::vector<std::vector<std::byte>> bodies_;
   std::vector<ParsedRecord> records_;
   std::vector<Contribution> contributions_;
@@ -210,6 +229,12 @@ class Gradients {
   std::vector<Contribution> contributions_;
 };
 
+/// Of memory that nobody uses.
+std::size_t free_bytes() {
+  return static_cast<std::size_t>(sysconf(_SC_AVPHYS_PAGES)) *
+         static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+}
+
 const char* name_of(kernels::Isa isa) {
   switch (isa) {
     case kernels::Isa::scalar:
@@ -222,14 +247,17 @@ const char* name_of(kernels::Isa isa) {
   return "";
 }
 
-void measure(benchmark::State& state, const Row& row, const std::function<void()>& work) {
+void measure(benchmark::State& state, const Row& row, const std::function<void()>& before,
+             const std::function<void()>& work, const std::function<void()>& after) {
   tbb::task_arena arena(row.threads);
   Copy copy(row.elements);
   std::vector<double> times;
   std::vector<double> copies;
   for (auto _ : state) {  // in turn, so that both see the same machine and a cold cache
+    before();
     copies.push_back(seconds([&] { arena.execute(std::ref(copy)); }));
     times.push_back(seconds([&] { arena.execute(work); }));
+    after();
     state.SetIterationTime(times.back());
   }
   state.SetLabel(name_of(row.isa));
@@ -245,6 +273,12 @@ void measure(benchmark::State& state, const Row& row, const std::function<void()
 template <class Subject>
 using Operation = void (*)(Subject& subject);
 
+void set_floor(benchmark::State& state, double bytes) {
+  state.counters["floor_bytes_a_parameter"] = bytes;
+  // A memcpy reads 4 and writes 4.
+  state.counters["bytes_a_parameter"] = 8.0 * state.counters["ratio"];
+}
+
 /// Registers a row; `floor_bytes`: what the operation moves of memory for each of the weights or
 /// gradients, if it reads and writes nothing twice.
 template <class Subject>
@@ -252,27 +286,37 @@ void add(const std::string& name, const Row& row, double floor_bytes,
          const Operation<Subject>& operation) {
   benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
     Subject subject(row);
-    measure(state, row, [&] { operation(subject); });
-    state.counters["floor_bytes_a_parameter"] = floor_bytes;
-    // A memcpy reads 4 and writes 4.
-    state.counters["bytes_a_parameter"] = 8.0 * state.counters["ratio"];
+    measure(
+        state, row, [] {}, [&] { operation(subject); }, [] {});
+    set_floor(state, floor_bytes);
     if constexpr (std::is_same_v<Subject, Weights>) {
       subject.count_bits(state);
     }
   })->UseManualTime();
 }
 
-/// What a sync moves of the weights that it looks at: reads x, W and R, writes x and R.
+/// What a sync moves of memory, for each of all weights.
 double sync_bytes(const Row& row) {
   const auto x = static_cast<double>(kernels::size_of(row.dtype));
-  // Of an exchange and of the one before it; where all have the same turn, at once.
-  const double parts = row.turns == 1 ? 1.0 : 2.0 / static_cast<double>(row.turns);
-  const double of_p = row.spread > 0 ? 8.0 : 0.0;
-  return parts * (2 * x + 12.0 + of_p);
+  const double p = row.spread > 0 ? 4.0 : 0.0;
+  // Reads x, W, R and P, writes x, R and P.
+  const double of_due = 2 * x + 12.0 + 2 * p;
+  if (row.turns == 1) {
+    return of_due;
+  }
+  // The other turn: nothing of P has come, and x is written where a share needs it.
+  const double of_selecting = x + 12.0 + p + (restores(row.share, row.share) ? x : 0.0);
+  return (of_due + of_selecting) / static_cast<double>(row.turns);
 }
 
 void add_sync(const std::string& name, const Row& row) {
-  add<Weights>(name, row, sync_bytes(row), [](Weights& weights) { weights.sync(); });
+  benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
+    Weights weights(row);
+    measure(
+        state, row, [&] { weights.move(); }, [&] { weights.sync(); }, [&] { weights.take_own(); });
+    set_floor(state, sync_bytes(row));
+    weights.count_bits(state);
+  })->UseManualTime();
 }
 
 Row row_of_default(std::size_t elements, int threads) {
@@ -283,8 +327,9 @@ void add_weights(int threads) {
   const std::string of = "/threads:" + std::to_string(threads);
   add_sync("weights_sync" + of, row_of_default(kBucketElements, threads));
   add_sync("weights_sync_one_span" + of, {.threads = threads, .k = kGradientK});
-  add_sync("weights_sync_one_span_share_1" + of,
-           {.threads = threads, .k = kGradientK, .share = 1.0F});
+  Row share_1 = row_of_default(kBucketElements, threads);
+  share_1.share = 1.0F;
+  add_sync("weights_sync_share_1" + of, share_1);
   add_sync("weights_sync_k_32" + of, {.threads = threads,
                                       .k = 32,
                                       .turns = default_turns(32),
@@ -328,6 +373,9 @@ void add_types_and_sizes() {
            {.dtype = kernels::DType::bf16, .turns = default_turns(kWeightsK)});
   constexpr std::size_t kMiB = std::size_t{1} << 20;
   for (const std::size_t bytes : {kMiB / 16, kMiB, 16 * kMiB, 128 * kMiB, 1024 * kMiB}) {
+    if (6 * bytes > free_bytes()) {  // x, W, R, two of the memcpy, values on their way
+      continue;
+    }
     add_sync("weights_sync/bytes:" + std::to_string(bytes),
              row_of_default(bytes / sizeof(float), 1));
   }

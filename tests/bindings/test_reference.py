@@ -145,7 +145,7 @@ def test_steps_are_those_of_the_reference(
                 spread=spread,
             )
             if share is None:
-                share = default_share(gain, ranks, spread)
+                share = default_share(gain, ranks, k, spread)
             for rank in range(ranks):
                 residual = expected[rank].whole_residual(here[rank], share)
                 for tensor, (w, r, weights) in enumerate(actual[rank][steps - 1]):

@@ -40,6 +40,13 @@ def test_rows_beside_a_memcpy_and_beside_torch(capfd: pytest.CaptureFixture[str]
     assert torch_rows["ef_encode/threads:1"]["times_the_codec"] is None  # was filtered out
 
 
+def test_bad_arguments_are_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--filter", "("], ["--seconds", "nan"], ["--seconds", "0"]):
+        with pytest.raises(SystemExit):
+            _cli.main(["bench", "codec", *arguments])
+        assert f"argument {arguments[0]}" in capfd.readouterr().err
+
+
 def test_a_filter_that_nothing_matches(capfd: pytest.CaptureFixture[str]) -> None:
     result = run(capfd, "--filter", "nothing_of_that_name", "--no-torch")
     assert (result["codec"], result["torch"]) == ([], [])

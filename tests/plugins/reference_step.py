@@ -237,11 +237,11 @@ class ReferenceRank:
             begin += at.size
 
 
-def default_share(gain: float, n: int, spread: int) -> float:
+def default_share(gain: float, n: int, k: int, spread: int) -> float:
     """What a rank's unsent moves count in its own weights."""
     if gain > 1:
         return 1.0 if spread > 0 else gain / n
-    return max(gain / n, 0.5) if spread > 24 else gain / n
+    return max(gain / n, 0.5) if k > 64 else gain / n
 
 
 def reference_run(
@@ -266,7 +266,7 @@ def reference_run(
     """
     n = len(x)
     if share is None:
-        share = default_share(gain, n, spread)
+        share = default_share(gain, n, k, spread)
     weights = [1.0 / n] * n
     ranks = [ReferenceRank(tensors, k, value_bits, dtype, turns, spread) for tensors in x]
     in_flight: list[Record] | None = None

@@ -227,12 +227,14 @@ TEST(WeightsCodec, ThreadsChangeNoBit) {
 }
 
 TEST(DefaultShare, OwnMovesCountAsSentOnesAndMoreWhereManyAreSent) {
-  EXPECT_EQ(default_share(0.125F, 1.0F, 0), 0.125F);
-  EXPECT_EQ(default_share(0.5F, 2.0F, 0), 0.5F);
-  EXPECT_EQ(default_share(0.5F, 2.0F, 12), 1.0F);
-  EXPECT_EQ(default_share(0.125F, 1.0F, default_spread_steps(64, 1)), 0.125F);
-  EXPECT_EQ(default_share(0.125F, 1.0F, default_spread_steps(128, 1)), 0.5F);
-  EXPECT_EQ(default_share(1.0F, 1.0F, default_spread_steps(128, 1)), 1.0F);  // alone
+  EXPECT_EQ(default_share(0.125F, 1.0F, 10, 0), 0.125F);
+  EXPECT_EQ(default_share(0.5F, 2.0F, 10, 0), 0.5F);
+  EXPECT_EQ(default_share(0.5F, 2.0F, 32, 12), 1.0F);
+  EXPECT_EQ(default_share(0.125F, 1.0F, 64, 24), 0.125F);
+  for (const std::uint32_t spread_steps : {0U, 24U}) {
+    EXPECT_EQ(default_share(0.125F, 1.0F, 65, spread_steps), 0.5F);
+  }
+  EXPECT_EQ(default_share(1.0F, 1.0F, 128, 48), 1.0F);  // a participant that is alone
 }
 
 TEST(WeightsCodec, OnlyWeightsWhoseTurnItIsAreTouched) {
