@@ -56,18 +56,10 @@ constexpr std::size_t rotations(std::size_t side) noexcept {
   return count;
 }
 
-constexpr std::size_t all_rotations() noexcept {
+constexpr std::size_t of_all_sides(std::size_t (*of_one)(std::size_t side) noexcept) noexcept {
   std::size_t count = 0;
   for (std::size_t side = 1; side <= kLargestSide; ++side) {
-    count += rotations(side);
-  }
-  return count;
-}
-
-constexpr std::size_t all_factors() noexcept {
-  std::size_t count = 0;
-  for (std::size_t side = 1; side <= kLargestSide; ++side) {
-    count += factors(side);
+    count += of_one(side);
   }
   return count;
 }
@@ -118,9 +110,9 @@ struct Bases {
     return next;
   }
 
-  std::array<float, all_factors()> factor{};
+  std::array<float, of_all_sides(factors)> factor{};
   std::array<const float*, kLargestSide + 1> begin{};
-  std::array<float, all_rotations()> rotation{};
+  std::array<float, of_all_sides(rotations)> rotation{};
   std::array<const float*, kLargestSide + 1> begin_rotation{};
 };
 

@@ -247,17 +247,29 @@ const char* name_of(kernels::Isa isa) {
   return "";
 }
 
-void measure(benchmark::State& state, const Row& row, const std::function<void()>& before,
-             const std::function<void()>& work, const std::function<void()>& after) {
+template <class Subject>
+void nothing(Subject& /*subject*/) {}
+
+/// What is measured, and what else happens in each iteration.
+template <class Subject>
+struct Operation {
+  void (*work)(Subject& subject);
+  void (*before)(Subject& subject) = nothing<Subject>;
+  void (*after)(Subject& subject) = nothing<Subject>;
+};
+
+template <class Subject>
+void measure(benchmark::State& state, const Row& row, Subject& subject,
+             const Operation<Subject>& operation) {
   tbb::task_arena arena(row.threads);
   Copy copy(row.elements);
   std::vector<double> times;
   std::vector<double> copies;
   for (auto _ : state) {  // in turn, so that both see the same machine and a cold cache
-    before();
+    operation.before(subject);
     copies.push_back(seconds([&] { arena.execute(std::ref(copy)); }));
-    times.push_back(seconds([&] { arena.execute(work); }));
-    after();
+    times.push_back(seconds([&] { arena.execute([&] { operation.work(subject); }); }));
+    operation.after(subject);
     state.SetIterationTime(times.back());
   }
   state.SetLabel(name_of(row.isa));
@@ -270,15 +282,6 @@ void measure(benchmark::State& state, const Row& row, const std::function<void()
   state.counters["ratio"] = median(times) / median(copies);
 }
 
-template <class Subject>
-using Operation = void (*)(Subject& subject);
-
-void set_floor(benchmark::State& state, double bytes) {
-  state.counters["floor_bytes_a_parameter"] = bytes;
-  // A memcpy reads 4 and writes 4.
-  state.counters["bytes_a_parameter"] = 8.0 * state.counters["ratio"];
-}
-
 /// Registers a row; `floor_bytes`: what the operation moves of memory for each of the weights or
 /// gradients, if it reads and writes nothing twice.
 template <class Subject>
@@ -286,9 +289,10 @@ void add(const std::string& name, const Row& row, double floor_bytes,
          const Operation<Subject>& operation) {
   benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
     Subject subject(row);
-    measure(
-        state, row, [] {}, [&] { operation(subject); }, [] {});
-    set_floor(state, floor_bytes);
+    measure(state, row, subject, operation);
+    state.counters["floor_bytes_a_parameter"] = floor_bytes;
+    // A memcpy reads 4 and writes 4.
+    state.counters["bytes_a_parameter"] = 8.0 * state.counters["ratio"];
     if constexpr (std::is_same_v<Subject, Weights>) {
       subject.count_bits(state);
     }
@@ -310,13 +314,9 @@ double sync_bytes(const Row& row) {
 }
 
 void add_sync(const std::string& name, const Row& row) {
-  benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
-    Weights weights(row);
-    measure(
-        state, row, [&] { weights.move(); }, [&] { weights.sync(); }, [&] { weights.take_own(); });
-    set_floor(state, sync_bytes(row));
-    weights.count_bits(state);
-  })->UseManualTime();
+  add<Weights>(name, row, sync_bytes(row),
+               {[](Weights& weights) { weights.sync(); }, [](Weights& weights) { weights.move(); },
+                [](Weights& weights) { weights.take_own(); }});
 }
 
 Row row_of_default(std::size_t elements, int threads) {
@@ -337,22 +337,24 @@ void add_weights(int threads) {
                                       .spread = default_spread_steps(32, 1)});
   const Row of_peers{.threads = threads, .peers = 8, .k = kGradientK};
   add<Weights>("weights_apply_8_peers" + of, of_peers, 0.0,
-               [](Weights& weights) { weights.apply(); });
+               {[](Weights& weights) { weights.apply(); }});
   add<Weights>("weights_parse_8_peers" + of, of_peers, 0.0,
-               [](Weights& weights) { weights.parse(); });
+               {[](Weights& weights) { weights.parse(); }});
 }
+
+constexpr Operation<Gradients> kEncode{[](Gradients& gradients) { gradients.encode(); }};
 
 void add_gradients(int threads) {
   const std::string of = "/threads:" + std::to_string(threads);
-  const auto encode = [](Gradients& gradients) { gradients.encode(); };
   // Reads the gradient and M, writes M.
-  add<Gradients>("ef_encode" + of, {.threads = threads, .k = kGradientK}, 12.0, encode);
+  add<Gradients>("ef_encode" + of, {.threads = threads, .k = kGradientK}, 12.0, kEncode);
   add<Gradients>("ef_encode_without_transform" + of,
-                 {.threads = threads, .k = kGradientK, .transform = Transform::none}, 12.0, encode);
+                 {.threads = threads, .k = kGradientK, .transform = Transform::none}, 12.0,
+                 kEncode);
   for (const std::size_t peers : {1U, 8U, 32U}) {
     add<Gradients>("ef_decode_" + std::to_string(peers) + "_peers" + of,
                    {.threads = threads, .peers = peers, .k = kGradientK}, 4.0,
-                   [](Gradients& gradients) { gradients.decode(); });
+                   {[](Gradients& gradients) { gradients.decode(); }});
   }
 }
 
@@ -363,8 +365,7 @@ void add_instruction_sets() {
     }
     const std::string of = "/isa:" + std::string(name_of(isa));
     add_sync("weights_sync_one_span" + of, {.isa = isa, .k = kGradientK});
-    add<Gradients>("ef_encode" + of, {.isa = isa, .k = kGradientK}, 12.0,
-                   [](Gradients& gradients) { gradients.encode(); });
+    add<Gradients>("ef_encode" + of, {.isa = isa, .k = kGradientK}, 12.0, kEncode);
   }
 }
 
