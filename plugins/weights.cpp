@@ -1,13 +1,12 @@
 #include "plugins/weights.h"
 
-#include <oneapi/tbb/cache_aligned_allocator.h>
-
 #include <algorithm>
 #include <array>
 #include <atomic>
 #include <limits>
 #include <utility>
 
+#include "kernels/aligned.h"
 #include "plugins/fingerprint.h"
 #include "plugins/float_environment.h"
 #include "plugins/parallel.h"
@@ -32,7 +31,7 @@ constexpr std::size_t kBlockElements = 16 * kernels::kTileElements;
 
 /// A value for each weight. The first tile begins with a cache line, and so do all where tensors
 /// have whole lines of a turn: no vector lies across two lines there.
-using Values = std::vector<float, tbb::cache_aligned_allocator<float>>;
+using Values = kernels::AlignedVector<float>;
 using TileBuffer = std::array<float, kernels::kTileElements>;
 
 /// Consecutive weights of a tensor.

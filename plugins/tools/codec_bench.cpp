@@ -1,7 +1,6 @@
 // What the codec costs: each operation on weights or gradients of a bucket, beside a memcpy of the
 // same bytes with the same threads, one after the other. `torch-distro bench codec` runs it.
 #include <benchmark/benchmark.h>
-#include <tbb/cache_aligned_allocator.h>
 #include <tbb/parallel_for.h>
 #include <tbb/task_arena.h>
 #include <unistd.h>
@@ -17,6 +16,7 @@
 #include <thread>
 #include <vector>
 
+#include "kernels/aligned.h"
 #include "plugins/gradient.h"
 #include "plugins/weights.h"
 
@@ -28,9 +28,8 @@ constexpr std::size_t kBucketElements = 6553600;
 constexpr std::uint32_t kGradientK = 6;
 constexpr std::uint32_t kWeightsK = 10;
 
-/// Memory that begins with a cache line, as that of torch's tensors does.
-template <class Element>
-using Aligned = std::vector<Element, tbb::cache_aligned_allocator<Element>>;
+// As torch's tensors, what is measured begins with a cache line.
+using kernels::AlignedVector;
 
 double seconds(const auto& work) {
   const auto begin = std::chrono::steady_clock::now();
@@ -60,8 +59,8 @@ class Copy {
   }
 
  private:
-  Aligned<float> from_;
-  Aligned<float> to_;
+  AlignedVector<float> from_;
+  AlignedVector<float> to_;
 };
 
 /// Values of a normal distribution, other ones for each participant.
@@ -182,8 +181,8 @@ class Weights {
   Row row_;
   std::size_t moves_ = 0;
   std::uint64_t number_ = 0;
-  Aligned<float> values_;
-  Aligned<std::byte> x_;
+  AlignedVector<float> values_;
+  AlignedVector<std::byte> x_;
   std::vector<TensorView> views_;
   WeightsCodec codec_;
   std::vector<std::byte> body_;
@@ -223,7 +222,7 @@ class Gradients {
   }
 
   GradientCodec codec_;
-  Aligned<float> gradient_;
+  AlignedVector<float> gradient_;
   Residual residual_;
   std::vector<ParsedRecord> records_;
   std::vector<Contribution> contributions_;

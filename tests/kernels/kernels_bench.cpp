@@ -8,6 +8,7 @@
 #include <random>
 #include <vector>
 
+#include "kernels/aligned.h"
 #include "kernels/kernels.h"
 
 namespace distro::kernels {
@@ -25,7 +26,7 @@ struct Bucket {
       x[i] = w[i] + r[i];
     }
   }
-  std::vector<float> x, w, r;
+  AlignedVector<float> x, w, r;
 };
 
 Bucket& bucket() {
@@ -41,7 +42,7 @@ double seconds(const auto& work) {
 
 template <class Work>
 void over_tiles(benchmark::State& state, std::int64_t bytes, const Work& work) {
-  static std::vector<float> to(kElements);
+  static AlignedVector<float> to(kElements);
   double least = 1e9;
   double least_copy = 1e9;
   for (auto _ : state) {  // in turn, so that both see the same machine and a cold cache
@@ -101,7 +102,7 @@ void checksum(benchmark::State& state, Isa isa) {
 }
 
 void copy(benchmark::State& state) {
-  static std::vector<float> to(kElements);
+  static AlignedVector<float> to(kElements);
   over_tiles(state, 8, [&](std::size_t i) {
     std::memcpy(&to[i], &bucket().x[i], kTileElements * sizeof(float));
   });
