@@ -47,6 +47,9 @@ constexpr std::size_t factors(std::size_t side) noexcept {
   return count + side * side;
 }
 
+/// Number of values of one side's whole rows.
+constexpr std::size_t whole_rows(std::size_t side) noexcept { return side * side; }
+
 /// Number of values of one side's rotations.
 constexpr std::size_t rotations(std::size_t side) noexcept {
   std::size_t count = 0;
@@ -67,10 +70,13 @@ constexpr std::size_t of_all_sides(std::size_t (*of_one)(std::size_t side) noexc
 struct Bases {
   Bases() noexcept {
     float* next = factor.data();
+    float* next_row = row.data();
     float* next_rotation = rotation.data();
     for (std::size_t side = 1; side <= kLargestSide; ++side) {
       begin[side] = next;
       next = fill(next, side);
+      begin_row[side] = next_row;
+      next_row = fill_dct(next_row, side, side);
       begin_rotation[side] = next_rotation;
       next_rotation = fill_rotations(next_rotation, side);
     }
@@ -101,6 +107,12 @@ struct Bases {
         }
       }
     }
+    return fill_dct(next, side, m);
+  }
+
+  // The DCT-II of side m, scaled as a part of that of `side`.
+  static float* fill_dct(float* next, std::size_t side, std::size_t m) noexcept {
+    const double scale = std::sqrt(2.0 / static_cast<double>(side));
     const double mean = std::sqrt(1.0 / static_cast<double>(side));
     for (std::size_t k = 0; k < m; ++k) {
       for (std::size_t i = 0; i < m; ++i) {
@@ -112,6 +124,8 @@ struct Bases {
 
   std::array<float, of_all_sides(factors)> factor{};
   std::array<const float*, kLargestSide + 1> begin{};
+  std::array<float, of_all_sides(whole_rows)> row{};
+  std::array<const float*, kLargestSide + 1> begin_row{};
   std::array<float, of_all_sides(rotations)> rotation{};
   std::array<const float*, kLargestSide + 1> begin_rotation{};
 };
@@ -124,6 +138,8 @@ const Bases& bases() noexcept {
 }  // namespace
 
 const float* dct_basis(std::size_t side) noexcept { return bases().begin[side]; }
+
+const float* dct_rows(std::size_t side) noexcept { return bases().begin_row[side]; }
 
 const float* dct_rotations(std::size_t side) noexcept { return bases().begin_rotation[side]; }
 

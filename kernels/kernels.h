@@ -89,15 +89,16 @@ struct KernelTable {
   /// x = 1, 0 or -1 by its sign; 0 for a NaN.
   void (*signs)(float* x, std::size_t n) noexcept;
 
-  /// The orthonormal DCT-II of a block by rows and columns, sides 1 to 64. Coefficients lie by
-  /// columns: that of row frequency u and column frequency v at coefficients[v * rows + u].
-  /// Finite input. Overwrites the block.
-  void (*dct)(float* block, float* coefficients, std::size_t rows, std::size_t columns) noexcept;
+  /// The orthonormal DCT-II of a block by rows and columns, sides 1 to 64; its rows are `stride`
+  /// elements apart. Coefficients lie by columns: that of row frequency u and column frequency v at
+  /// coefficients[v * rows + u]. Finite input.
+  void (*dct)(const float* block, std::size_t stride, float* coefficients, std::size_t rows,
+              std::size_t columns) noexcept;
 
-  /// The inverse of dct(). The fewer row and column frequencies have a coefficient that is not
-  /// zero, the faster.
-  void (*inverse_dct)(const float* coefficients, float* block, std::size_t rows,
-                      std::size_t columns) noexcept;
+  /// The inverse of dct(), from the n coefficients at `index` (ascending); all others are zero. The
+  /// block's rows lie side by side. The fewer coefficients and row frequencies, the faster.
+  void (*inverse_dct)(const std::uint16_t* index, const float* coefficients, std::size_t n,
+                      float* block, std::size_t rows, std::size_t columns) noexcept;
 };
 
 /// The table of an instruction set; scalar where the CPU lacks it.

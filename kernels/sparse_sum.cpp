@@ -33,8 +33,13 @@ std::uint64_t SparseSum::move_into(float* w, float gain, std::uint64_t first, fl
   return change;
 }
 
-void SparseSum::take(float* out) noexcept {
-  drain([&](std::size_t j, float sum) { out[j] = sum; });
+std::size_t SparseSum::take(std::uint16_t* index, float* value) noexcept {
+  std::size_t entries = 0;
+  drain([&](std::size_t j, float sum) {
+    index[entries] = static_cast<std::uint16_t>(j);
+    value[entries++] = sum;
+  });
+  return entries;
 }
 
 }  // namespace distro::kernels

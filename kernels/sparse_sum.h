@@ -35,8 +35,9 @@ class SparseSum {
   std::uint64_t move_into(float* w, float gain, std::uint64_t first, float* pending,
                           float held) noexcept;
 
-  /// out[j] = sum[j] at every entry that was touched; empties the sum.
-  void take(float* out) noexcept;
+  /// The entries that were touched, ascending, into index and value (room for all that may be);
+  /// empties the sum. Returns how many.
+  std::size_t take(std::uint16_t* index, float* value) noexcept;
 
   /// Calls visit(j, sum[j]) for every entry that was touched, ascending; empties the sum.
   template <class Visit>

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <cstdint>
 #include <span>
 
 #include "kernels/kernels.h"
@@ -22,13 +23,14 @@ void absorb_gradient(const kernels::KernelTable& kernels, const GradientConfig& 
                      std::span<const GradientBlock> blocks, const TensorView& gradient, float* m,
                      EncodeScratch& scratch) noexcept;
 
-/// Memory of one task that decodes, 64 KiB for the stack. Empty between tiles.
+/// Memory of one task that decodes, 72 KiB for the stack. The sum is empty between tiles.
 struct DecodeScratch {
   using Values = std::array<float, kernels::kTileElements>;
   kernels::SparseSum sum;
-  Values sums{};
-  Values weights{};
-  Values values{};
+  std::array<std::uint16_t, kernels::kTileElements> index;
+  Values sums;
+  Values weights;
+  Values values;
 };
 
 /// The result of what all ranks sent for this tile.

@@ -43,5 +43,19 @@ TEST(SparseSum, AddsInOrderAndKeepsTheChecksum) {
   EXPECT_EQ(sum.move_into(untouched.data(), 1.0F, 0), 0U);
 }
 
+TEST(SparseSum, GivesItsEntriesAscendingAndOnce) {
+  SparseSum sum;
+  sum.add(0.5F, std::vector<std::uint16_t>{3, 64, 4095}, std::vector<float>{2.0F, 4.0F, -2.0F});
+  sum.add(0.25F, std::vector<std::uint16_t>{0, 64}, std::vector<float>{8.0F, -8.0F});
+  std::vector<std::uint16_t> index(4096);
+  std::vector<float> value(4096);
+  ASSERT_EQ(sum.take(index.data(), value.data()), 4U);
+  index.resize(4);
+  value.resize(4);
+  EXPECT_EQ(index, (std::vector<std::uint16_t>{0, 3, 64, 4095}));
+  EXPECT_EQ(value, (std::vector<float>{2.0F, 1.0F, 0.0F, -1.0F}));
+  EXPECT_EQ(sum.take(index.data(), value.data()), 0U);
+}
+
 }  // namespace
 }  // namespace distro::kernels
