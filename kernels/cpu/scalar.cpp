@@ -1,5 +1,6 @@
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #include "kernels/cpu/isa.h"
 #include "kernels/dct_basis.h"
