@@ -1,6 +1,7 @@
 #include "kernels/dct_basis.h"
 
 #include <array>
+#include <bit>
 #include <cmath>
 #include <numbers>
 
@@ -53,8 +54,8 @@ constexpr std::size_t whole_rows(std::size_t side) noexcept { return side * side
 /// Number of values of one side's rotations.
 constexpr std::size_t rotations(std::size_t side) noexcept {
   std::size_t count = 0;
-  for (; side % 2 == 0; side /= 2) {
-    count += has_rotations(side / 2) ? side / 2 : 0;
+  for (; std::has_single_bit(side) && has_rotations(side / 2); side /= 2) {
+    count += side / 2;
   }
   return count;
 }
@@ -83,11 +84,8 @@ struct Bases {
   }
 
   static float* fill_rotations(float* next, std::size_t side) noexcept {
-    for (std::size_t m = side; m % 2 == 0; m /= 2) {
+    for (std::size_t m = side; std::has_single_bit(m) && has_rotations(m / 2); m /= 2) {
       const std::size_t h = m / 2;
-      if (!has_rotations(h)) {
-        continue;
-      }
       const double scale = std::sqrt(static_cast<double>(h) / static_cast<double>(2 * side));
       for (std::size_t i = 0; i < h / 2; ++i) {
         *next++ = static_cast<float>(scale * cosine(2 * i + 1, 2 * h));

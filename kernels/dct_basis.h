@@ -19,20 +19,18 @@ inline constexpr std::size_t kLargestSide = 64;
 /// cosine, which it does not. All sides are computed at the first call (260 KB); any thread.
 [[nodiscard]] const float* dct_basis(std::size_t side) noexcept;
 
-/// Whether a DCT-IV of this side is computed by rotations and two DCT-II of half the side.
-[[nodiscard]] static constexpr bool has_rotations(std::size_t side) noexcept {
-  return side % 2 == 0 && side >= 8;
-}
+/// Whether a DCT-IV of this power of two is computed by rotations and two DCT-II of half the side.
+[[nodiscard]] static constexpr bool has_rotations(std::size_t side) noexcept { return side >= 8; }
 
 /// The rows of the orthonormal DCT-II of one side, whole: that of frequency k begins at k * side,
 /// row[i] = s cos(pi (2i+1) k / (2 side)), row 0 divided by sqrt 2. As dct_basis() in all else
 /// (360 KB).
 [[nodiscard]] const float* dct_rows(std::size_t side) noexcept;
 
-/// The rotations of the DCT-IV in a DCT-II of this side: for m = side, side/2, ... while m is even
-/// and has_rotations(h), h = m/2: for i below h/2 the pair s cos(pi (2i+1) / 4h), s sin(the same),
-/// s = sqrt(h / 2 side), so that two orthonormal DCT-II of side h/2 follow. As dct_basis() in all
-/// else.
+/// The rotations of the DCT-IV in a DCT-II of this side, a power of two: for m = side, side/2, ...
+/// while m is even and has_rotations(h), h = m/2: for i below h/2 the pair s cos(pi (2i+1) / 4h), s
+/// sin(the same), s = sqrt(h / 2 side), so that two orthonormal DCT-II of side h/2 follow. As
+/// dct_basis() in all else.
 [[nodiscard]] const float* dct_rotations(std::size_t side) noexcept;
 
 }  // namespace distro::kernels
