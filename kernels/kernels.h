@@ -36,6 +36,14 @@ enum class DType : std::uint8_t { f32, f64, f16, bf16 };
 /// can overflow.
 inline constexpr float kLargestWeight = 0x1p100F;
 
+/// How a result is written.
+enum class Store : std::uint8_t {
+  cached,
+  /// Past the caches where it has whole cache lines, which are then not read before: for results
+  /// that are larger than the caches and are read much later.
+  streamed,
+};
+
 /// What absorb() saw of the optimizer's move.
 struct Move {
   double absolute_sum =
@@ -81,7 +89,7 @@ struct KernelTable {
 
   /// x = block rounded to x's type: the reverse.
   void (*scatter)(DType dtype, const float* block, void* x, std::size_t stride, std::size_t rows,
-                  std::size_t columns) noexcept;
+                  std::size_t columns, Store how) noexcept;
 
   /// m = beta * m + c.
   void (*decay_and_add)(float* m, const float* c, std::size_t n, float beta) noexcept;

@@ -14,6 +14,21 @@
 #include "plugins/record_coder.h"
 
 namespace distro::plugins {
+namespace {
+
+// Results from this size on are written past the caches: they are more than a core's own hold, and
+// whoever reads them comes when all buckets are there.
+constexpr std::size_t kStreamedBytes = std::size_t{4} << 20;
+
+kernels::Store how_to_store(std::span<const TensorView> tensors) {
+  std::size_t bytes = 0;
+  for (const TensorView& tensor : tensors) {
+    bytes += tensor.elements * kernels::size_of(tensor.dtype);
+  }
+  return bytes < kStreamedBytes ? kernels::Store::cached : kernels::Store::streamed;
+}
+
+}  // namespace
 
 struct GradientCodec::State {
   State(std::span<const std::vector<std::int64_t>> shapes, GradientConfig how)
@@ -208,6 +223,7 @@ void GradientCodec::decode(std::span<const Contribution> contributions,
   state.check(contributions);
   state.check(non_finite);
   state.check(out);
+  const kernels::Store how = how_to_store(out);
   state.for_each_run([&](std::size_t run) {
     const TileRun& tiles = state.layout.layout().runs()[run];
     const std::size_t tensor = state.tensor_of(tiles);
@@ -217,7 +233,8 @@ void GradientCodec::decode(std::span<const Contribution> contributions,
     for (std::size_t t = tiles.first_tile; t < tiles.first_tile + tiles.tiles; ++t) {
       const std::span<const GradientBlock> blocks = state.layout.blocks(state.layout.tiles()[t]);
       if (finite) {
-        decode_tile(state.kernels, state.config, blocks, t, contributions, out[tensor], scratch);
+        decode_tile(state.kernels, state.config, blocks, t, contributions, out[tensor], how,
+                    scratch);
       } else {
         fill_nan(state.kernels, blocks, out[tensor]);
       }

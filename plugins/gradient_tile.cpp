@@ -61,7 +61,7 @@ void absorb_gradient(const kernels::KernelTable& kernels, const GradientConfig& 
 void decode_tile(const kernels::KernelTable& kernels, const GradientConfig& config,
                  std::span<const GradientBlock> blocks, std::size_t tile,
                  std::span<const Contribution> contributions, const TensorView& out,
-                 DecodeScratch& scratch) noexcept {
+                 kernels::Store how, DecodeScratch& scratch) noexcept {
   const std::size_t entries = sum_up(config.method, tile, contributions, scratch);
   std::size_t next = 0;
   for (const GradientBlock& block : blocks) {
@@ -85,7 +85,7 @@ void decode_tile(const kernels::KernelTable& kernels, const GradientConfig& conf
       kernels.signs(result, block.elements());
     }
     kernels.scatter(out.dtype, result, address(out, block.first), block.stride, block.rows,
-                    block.columns);
+                    block.columns, how);
   }
 }
 
@@ -95,7 +95,7 @@ void fill_nan(const kernels::KernelTable& kernels, std::span<const GradientBlock
   values.fill(std::numeric_limits<float>::quiet_NaN());
   for (const GradientBlock& block : blocks) {
     kernels.scatter(out.dtype, values.data(), address(out, block.first), block.stride, block.rows,
-                    block.columns);
+                    block.columns, kernels::Store::cached);
   }
 }
 

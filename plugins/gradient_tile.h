@@ -37,7 +37,7 @@ struct DecodeScratch {
 void decode_tile(const kernels::KernelTable& kernels, const GradientConfig& config,
                  std::span<const GradientBlock> blocks, std::size_t tile,
                  std::span<const Contribution> contributions, const TensorView& out,
-                 DecodeScratch& scratch) noexcept;
+                 kernels::Store how, DecodeScratch& scratch) noexcept;
 
 /// NaN in all elements of the tile.
 void fill_nan(const kernels::KernelTable& kernels, std::span<const GradientBlock> blocks,

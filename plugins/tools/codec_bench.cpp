@@ -140,7 +140,7 @@ class Weights {
       for (std::size_t i = 0; i < n; ++i) {
         values[i] += noise()(begin + i, moves_);
       }
-      table.scatter(row_.dtype, values, x, n, 1, n);
+      table.scatter(row_.dtype, values, x, n, 1, n, kernels::Store::cached);
     }
     ++moves_;
   }

@@ -2,14 +2,17 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <random>
 #include <vector>
 
 #include "isas.h"
+#include "kernels/aligned.h"
 #include "kernels/half.h"
 
 namespace distro::kernels {
@@ -114,6 +117,42 @@ TEST(Kernels, AllInstructionSetsGiveTheSameBits) {
         EXPECT_TRUE(kernels.adopt(dtype, other.x.data(), w.data(), n));
         EXPECT_TRUE(same_bits(w, adopted));
         EXPECT_EQ(kernels.checksum(w.data(), n, 123), scalar.checksum(w.data(), n, 123));
+      }
+    }
+  }
+}
+
+TEST(Kernels, ScatterBringsBackWhatWasGatheredHoweverItIsStored) {
+  constexpr std::size_t kStride = 96;
+  struct Case {
+    std::size_t offset, rows, columns;
+  };
+  // From a cache line on and not; rows of whole lines and of others.
+  const Case cases[] = {{0, 64, 64}, {3, 64, 64}, {0, 5, 32}, {16, 7, 17}, {0, 1, 1}};
+  for (const DType dtype : kDTypes) {
+    for (const auto& [offset, rows, columns] : cases) {
+      const Weights from(dtype, 66 * kStride, 12);
+      const std::size_t first = offset * size_of(dtype);
+      std::vector<float> block(rows * columns);
+      for (const Isa isa : isas()) {
+        const KernelTable& kernels = table(isa);
+        kernels.gather(dtype, from.x.data() + first, kStride, block.data(), rows, columns);
+        for (std::size_t i = 0; i < block.size(); ++i) {
+          const std::size_t at = offset + i / columns * kStride + i % columns;
+          ASSERT_EQ(block[i], static_cast<float>(get(dtype, from.x.data(), at)));
+        }
+        for (const Store how : {Store::cached, Store::streamed}) {
+          AlignedVector<std::byte> to(from.x.begin(), from.x.end());
+          AlignedVector<std::byte> expected = to;
+          for (std::size_t i = 0; i < block.size(); ++i) {
+            const std::size_t at = offset + i / columns * kStride + i % columns;
+            put(dtype, expected.data(), at, static_cast<double>(-block[i]));
+          }
+          std::vector<float> negative(block.size());
+          std::ranges::transform(block, negative.begin(), std::negate());
+          kernels.scatter(dtype, negative.data(), to.data() + first, kStride, rows, columns, how);
+          ASSERT_EQ(to, expected);
+        }
       }
     }
   }
