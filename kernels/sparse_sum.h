@@ -26,6 +26,10 @@ class SparseSum {
   void add(float weight, std::span<const std::uint16_t> index,
            std::span<const float> value) noexcept;
 
+  /// Which entries were touched: bit j % 64 of word j / 64.
+  using Touched = std::array<std::uint64_t, kTileElements / 64>;
+  [[nodiscard]] const Touched& touched() const noexcept { return touched_; }
+
   /// w[j] += gain * sum[j] at every entry that was touched, ascending; empties the sum. Returns
   /// what this adds to the checksum of w, whose entry 0 has the checksum index `first`. Every
   /// touched entry must lie inside w.
@@ -55,7 +59,7 @@ class SparseSum {
  private:
   static constexpr std::size_t kWordBits = 64;
   std::array<float, kTileElements> sum_{};
-  std::array<std::uint64_t, kTileElements / kWordBits> touched_{};
+  Touched touched_{};
 };
 
 }  // namespace distro::kernels

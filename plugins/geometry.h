@@ -77,6 +77,14 @@ class Geometry {
     return layouts_[turn].runs();
   }
 
+  /// Where entry j of a tile, one of the segment, is in the tensor.
+  [[nodiscard]] std::size_t element(const Segment& segment, std::size_t j) const noexcept {
+    const std::size_t inside = segment.tensor_begin % kTurnElements;
+    const std::size_t place = inside + j - segment.tile_begin;
+    return segment.tensor_begin - inside + place / kTurnElements * turns() * kTurnElements +
+           place % kTurnElements;
+  }
+
   /// Calls visit(first element in the tensor, first element in the tile, elements) for each stretch
   /// of the segment that is consecutive in the tensor.
   template <class Visit>

@@ -12,6 +12,12 @@ Spread spread(float gain, std::uint32_t spread_steps, std::size_t turns) noexcep
   return {std::max(gain - 1.0F, 0.0F), steps / (steps + static_cast<float>(turns))};
 }
 
+bool derives_residual(std::span<const TensorView> x, float share) noexcept {
+  return share == 1.0F && std::ranges::all_of(x, [](const TensorView& tensor) {
+           return kernels::size_of(tensor.dtype) >= sizeof(float);
+         });
+}
+
 void check(const Geometry& geometry, std::span<const TensorView> x) {
   if (x.size() != geometry.tensors()) {
     throw std::invalid_argument(

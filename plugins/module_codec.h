@@ -54,7 +54,8 @@ struct Step {
   std::vector<std::byte> record;  ///< The record's body, ready for the wire.
   double move_mean = 0.0;         ///< Mean |move| of a weight that was looked at, in a step.
   /// First tensor with a non-finite weight, where one that was looked at is not finite. Then the
-  /// record is empty and W, R and x are as they were.
+  /// record is empty, and the codec cannot go on: each tile (of 4096 weights) that has one is as it
+  /// was, others may have been exchanged already, so that every x is one or the other.
   std::optional<std::size_t> non_finite;
 };
 
@@ -71,6 +72,10 @@ struct TensorState {
   return share_before != 1.0F || share_after != 1.0F;
 }
 
+/// Whether R need not be kept where x has been left with this share: x = W + R says what it is. Not
+/// where x is rounded to 16 bits, for what rounding takes is no move.
+[[nodiscard]] bool derives_residual(std::span<const TensorView> x, float share) noexcept;
+
 /// What the engine needs of a `weights` mode codec, wherever the weights lie: the reference W and
 /// the residual R of one module on one rank, and the records that change them. Implementations
 /// write and read the same records, and hold the same bits of W, so that ranks of one group may
@@ -80,7 +85,8 @@ struct TensorState {
 /// that is not in W yet, *entries in flight included* (they leave R when their exchange is
 /// applied), so that x = W + share * R holds for every entry whenever a call has left it, whatever
 /// the delay. Where gains are spread (Spread) there is P too, also the same on every rank: what W
-/// is ahead. Then wherever x = W + share * R is said, x = (W - P) + share * R is meant.
+/// is ahead. Then wherever x = W + share * R is said, x = (W - P) + share * R is meant. Where
+/// derives_residual(), R is what x is ahead of W, and need not take memory.
 ///
 /// Where the geometry has several turns, exchange `number` looks at the weights of its turn only,
 /// and the others keep what the optimizer does to them in full until they are looked at.

@@ -90,7 +90,6 @@ struct WeightsCodec::State {
         arena(how.arena),
         spread_steps(how.spread_steps),
         w(geometry.elements()),
-        r(geometry.elements()),
         pending(spread_steps > 0 ? geometry.elements() : 0) {
     std::size_t most_runs = 0;
     std::size_t most_staged = 0;
@@ -118,18 +117,29 @@ struct WeightsCodec::State {
     const Due* due = nullptr;
     bool select = false;
     const float* restore = nullptr;  ///< share after
+    /// Before it absorbs R is zero, so that afterwards it is what x is ahead of W.
+    bool derive = false;
+  };
+
+  /// What a pass saw.
+  struct Seen {
+    double moved = 0.0;  ///< Sum of |move|.
+    bool finite = true;
   };
 
   /// Of all weights, whosever turn it is.
   [[nodiscard]] std::optional<std::size_t> find_non_finite(std::span<const TensorView> x);
-  /// Whether all weights of a turn are finite.
-  [[nodiscard]] bool finite(std::size_t turn, std::span<const TensorView> x);
-  /// Per tile: absorb, apply, select, restore. Adds up the checksum; returns the sum of |move|.
-  double run(std::size_t turn, const Pass& pass);
+  /// Per tile: absorb, apply, select, restore; nothing of it where the tile is not finite. Adds up
+  /// the checksum.
+  Seen run(std::size_t turn, const Pass& pass);
   void run_tiles(std::size_t turn, const Pass& pass, std::size_t run);
   /// W - P of a tile: W itself where no gain is spread, or computed in the buffer.
   [[nodiscard]] const float* arrived(const Tile& tile, TileBuffer& buffer) const noexcept;
-  [[nodiscard]] Step step(std::uint64_t number, const Pass& pass);
+  [[nodiscard]] Step step(std::uint64_t number, Pass pass);
+  /// From now on R is kept, unless it need not be (ModuleCodec) with this share.
+  void keep_residual(std::span<const TensorView> x, float share);
+  /// R is not kept any more, where it need not be. All of x has been left with this share.
+  void drop_residual(std::span<const TensorView> x, float share);
   /// Runs task(tile, number of the tile in its turn, result of its run) for every tile of a turn.
   template <class Task>
   void for_each_tile(std::size_t turn, const Task& task);
@@ -149,7 +159,7 @@ struct WeightsCodec::State {
   std::vector<Block> blocks;
   std::uint32_t spread_steps;
   Values w;
-  Values r;
+  Values r;        // empty: what x is ahead of W
   Values pending;  // P; empty where no gain is spread
   std::uint64_t checksum = 0;
   // Kept between steps, so that a step allocates nothing but the record that it returns.
@@ -201,12 +211,16 @@ std::optional<std::size_t> WeightsCodec::State::find_non_finite(std::span<const 
   return first == kNone ? std::nullopt : std::optional(first.load());
 }
 
-bool WeightsCodec::State::finite(std::size_t turn, std::span<const TensorView> x) {
-  for_each_tile(turn, [&](const Tile& tile, std::size_t, RunResult& result) {
-    result.finite = result.finite && finite_tile(kernels, geometry, tile, x);
-  });
-  return std::ranges::all_of(std::span(results).first(geometry.runs(turn).size()),
-                             [](const RunResult& result) { return result.finite; });
+void WeightsCodec::State::keep_residual(std::span<const TensorView> x, float share) {
+  if (r.empty() && !derives_residual(x, share)) {
+    r.resize(geometry.elements());
+  }
+}
+
+void WeightsCodec::State::drop_residual(std::span<const TensorView> x, float share) {
+  if (derives_residual(x, share)) {
+    r = {};
+  }
 }
 
 const float* WeightsCodec::State::arrived(const Tile& tile, TileBuffer& buffer) const noexcept {
@@ -229,28 +243,44 @@ void WeightsCodec::State::run_tiles(std::size_t turn, const Pass& pass, std::siz
   kernels::SparseSum sum;
   std::array<std::uint16_t, kernels::kTileElements> index{};
   TileBuffer buffer;
+  TileBuffer derived;
   for (std::size_t t = tiles.first_tile; t < tiles.first_tile + tiles.tiles; ++t) {
     const Tile& tile = geometry.tiles(turn)[t];
     float* const tile_w = w.data() + tile.begin;
-    float* const tile_r = r.data() + tile.begin;
-    if (pass.absorb != nullptr) {
-      result.moved +=
-          absorb_tile(kernels, geometry, tile, pass.x, arrived(tile, buffer), tile_r, *pass.absorb);
+    float* const tile_r = r.empty() ? derived.data() : r.data() + tile.begin;
+    if (pass.derive || r.empty()) {
+      std::fill_n(tile_r, tile.elements, 0.0F);
     }
+    if (pass.absorb != nullptr) {
+      const auto moved =
+          absorb_tile(kernels, geometry, tile, pass.x, arrived(tile, buffer), tile_r, *pass.absorb);
+      if (!moved) {
+        result.finite = false;
+        continue;
+      }
+      result.moved += *moved;
+    }
+    Applied applied;
     if (pass.due != nullptr) {
       Pending tile_p;
       if (!pending.empty()) {
         tile_p = {std::span(pending).subspan(tile.begin, tile.elements),
                   spread(pass.due->gain, spread_steps, geometry.turns())};
       }
-      result.checksum += apply_tile(*pass.due, t, tile.begin, tile_w, tile_r, tile_p, sum);
+      applied = apply_tile(*pass.due, t, tile.begin, tile_w, tile_r, tile_p, sum);
+      result.checksum += applied.checksum;
     }
     if (pass.select) {
       const std::size_t kept = TileLayout::kept(coder.format().k, tile.elements);
       const std::size_t count = kernels.select(tile_r, tile.elements, kept, index.data());
       writer.add(std::span(index).first(count), tile_r);
     }
-    if (pass.restore != nullptr) {
+    if (pass.restore == nullptr) {
+      continue;
+    }
+    if (pass.derive && *pass.restore == 1.0F && pending.empty()) {
+      restore_touched(geometry, tile, pass.x, tile_w, tile_r, applied.touched);
+    } else {
       restore_tile(kernels, geometry, tile, pass.x, arrived(tile, buffer), tile_r, *pass.restore);
     }
   }
@@ -259,36 +289,45 @@ void WeightsCodec::State::run_tiles(std::size_t turn, const Pass& pass, std::siz
   }
 }
 
-double WeightsCodec::State::run(std::size_t turn, const Pass& pass) {
+WeightsCodec::State::Seen WeightsCodec::State::run(std::size_t turn, const Pass& pass) {
   for_each_run(turn, [&](std::size_t run, RunResult&) { run_tiles(turn, pass, run); });
-  double moved = 0.0;
-  for (std::size_t run = 0; run < geometry.runs(turn).size(); ++run) {
-    moved += results[run].moved;
-    checksum += results[run].checksum;
+  Seen seen;
+  for (const RunResult& result : std::span(results).first(geometry.runs(turn).size())) {
+    seen.moved += result.moved;
+    seen.finite = seen.finite && result.finite;
+    checksum += result.checksum;
   }
-  return moved;
+  return seen;
 }
 
-Step WeightsCodec::State::step(std::uint64_t number, const Pass& pass) {
+Step WeightsCodec::State::step(std::uint64_t number, Pass pass) {
   const std::size_t turn = geometry.turn_of(number);
+  if (pass.restore != nullptr) {
+    keep_residual(pass.x, *pass.restore);
+  }
+  pass.derive = r.empty() || derives_residual(pass.x, *pass.absorb);
   // The weights of the exchange that is due had the turn before.
   const bool two_turns = pass.due != nullptr && pass.due->turn() != turn;
   Step step;
-  // Before anything changes. What is not looked at is not sent either, and is not finite at its
-  // turn.
-  if (!finite(turn, pass.x) || (two_turns && !finite(pass.due->turn(), pass.x))) {
-    step.non_finite = find_non_finite(pass.x);
-    return step;
-  }
   Pass of_turn = pass;
   if (two_turns) {
-    run(pass.due->turn(), {pass.x, pass.absorb, pass.due, false, pass.restore});
+    Pass of_due = pass;
+    of_due.select = false;
+    if (!run(pass.due->turn(), of_due).finite) {
+      step.non_finite = find_non_finite(pass.x);
+      return step;
+    }
     of_turn.due = nullptr;
   }
   if (of_turn.due == nullptr && pass.restore != nullptr && !restores(*pass.absorb, *pass.restore)) {
     of_turn.restore = nullptr;
   }
-  step.move_mean = mean_move(geometry, number, run(turn, of_turn));
+  const Seen seen = run(turn, of_turn);
+  if (!seen.finite) {
+    step.non_finite = find_non_finite(pass.x);
+    return step;
+  }
+  step.move_mean = mean_move(geometry, number, seen.moved);
   if (pass.select) {
     step.record = in_arena(arena, [&] {
       return coders[turn].assemble(staging, std::span(bits).first(geometry.runs(turn).size()));
@@ -344,9 +383,9 @@ std::optional<std::size_t> WeightsCodec::begin(Views x) {
   for (std::size_t turn = 0; turn < state.geometry.turns(); ++turn) {
     state.for_each_tile(turn, [&](const Tile& tile, std::size_t, RunResult&) {
       adopt_tile(state.kernels, state.geometry, tile, x, state.w.data() + tile.begin);
-      std::fill_n(state.r.data() + tile.begin, tile.elements, 0.0F);
     });
   }
+  std::ranges::fill(state.r, 0.0F);
   std::ranges::fill(state.pending, 0.0F);
   rehash();
   return std::nullopt;
@@ -378,7 +417,10 @@ Step WeightsCodec::encode(Views x, std::uint64_t number, float share_before) {
 void WeightsCodec::settle(Views x, const Due& due, float share_after) {
   check(state_->geometry, x);
   check(state_->geometry, due);
-  state_->run(due.turn(), {x, nullptr, &due, false, &share_after});
+  constexpr float kAny = 1.0F;  // of R = 0
+  const bool derive = state_->r.empty();
+  state_->keep_residual(x, share_after);
+  state_->run(due.turn(), {x, derive ? &kAny : nullptr, &due, false, &share_after, derive});
 }
 
 void WeightsCodec::apply(const Due& due) {
@@ -388,16 +430,25 @@ void WeightsCodec::apply(const Due& due) {
 
 void WeightsCodec::leave(Views x, float share) {
   check(state_->geometry, x);
+  constexpr float kAll = 1.0F;
+  if (state_->r.empty() && share != 0.0F) {
+    reshare(x, kAll, share);  // R is in x
+    return;
+  }
   for (std::size_t turn = 0; turn < state_->geometry.turns(); ++turn) {
     state_->run(turn, {x, nullptr, nullptr, false, &share});
   }
+  state_->drop_residual(x, share);
 }
 
 void WeightsCodec::reshare(Views x, float share_before, float share_after) {
   check(state_->geometry, x);
+  state_->keep_residual(x, share_after);
+  const bool derive = state_->r.empty() || derives_residual(x, share_before);
   for (std::size_t turn = 0; turn < state_->geometry.turns(); ++turn) {
-    state_->run(turn, {x, &share_before, nullptr, false, &share_after});
+    state_->run(turn, {x, &share_before, nullptr, false, &share_after, derive});
   }
+  state_->drop_residual(x, share_after);
 }
 
 std::vector<std::byte> WeightsCodec::empty_record(std::uint64_t number) const {
@@ -419,18 +470,23 @@ std::vector<float> WeightsCodec::reference(std::size_t tensor) const {
 }
 
 std::vector<float> WeightsCodec::residual(std::size_t tensor) const {
+  if (state_->r.empty()) {
+    return std::vector<float>(state_->geometry.tensor_elements(tensor));
+  }
   return state_->of_tensor(tensor, state_->r);
 }
 
 std::vector<TensorState> WeightsCodec::state(Views x, float share) {
   State& state = *state_;
   check(state.geometry, x);
-  Values r = state.r;
+  Values r = derives_residual(x, share) ? Values() : state.r;
+  r.resize(state.geometry.elements());
   for (std::size_t turn = 0; turn < state.geometry.turns(); ++turn) {
     state.for_each_tile(turn, [&](const Tile& tile, std::size_t, RunResult&) {
       TileBuffer buffer;
-      absorb_tile(state.kernels, state.geometry, tile, x, state.arrived(tile, buffer),
-                  r.data() + tile.begin, share);
+      // Of weights that are not finite, what was known before is the state.
+      static_cast<void>(absorb_tile(state.kernels, state.geometry, tile, x,
+                                    state.arrived(tile, buffer), r.data() + tile.begin, share));
     });
   }
   std::vector<TensorState> result;
@@ -452,6 +508,7 @@ void WeightsCodec::restore_state(std::size_t tensor, std::span<const float> refe
   State& state = *state_;
   check_state(state.geometry, state.kernels, tensor, reference, residual, pending);
   state.to_tensor(tensor, reference, state.w);
+  state.r.resize(state.geometry.elements());
   state.to_tensor(tensor, residual, state.r);
   if (!state.pending.empty()) {
     state.to_tensor(tensor,

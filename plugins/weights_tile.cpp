@@ -1,14 +1,19 @@
 #include "plugins/weights_tile.h"
 
 #include <array>
+#include <bit>
 #include <cstring>
 
 namespace distro::plugins {
 namespace {
 
-/// Room for the weights of a segment of any type.
+/// Room for the weights of a tile of any types, each segment from its own place on.
 struct Buffer {
   alignas(64) std::array<std::byte, kernels::kTileElements * sizeof(double)> bytes;
+
+  [[nodiscard]] std::byte* of(const Segment& segment) noexcept {
+    return bytes.data() + segment.tile_begin * sizeof(double);
+  }
 };
 
 // Stretches fetched ahead: the hardware does not follow a stride across pages.
@@ -22,7 +27,7 @@ void for_each_copy(const Geometry& geometry, const Segment& segment, const Tenso
   auto* const from = static_cast<std::byte*>(x.data);
   geometry.for_each_stretch(segment, [&](std::size_t at, std::size_t j, std::size_t n) {
     std::byte* const here = from + at * kBytes;
-    std::byte* const there = buffer.bytes.data() + (j - segment.tile_begin) * kBytes;
+    std::byte* const there = buffer.of(segment) + (j - segment.tile_begin) * kBytes;
     __builtin_prefetch(here + kAhead * geometry.turns() * kTurnElements * kBytes);
     if (n == kTurnElements) {
       copy(here, there, kTurnElements * kBytes);
@@ -45,33 +50,26 @@ void for_each_copy(const Geometry& geometry, const Segment& segment, const Tenso
   }
 }
 
-/// The weights of a segment side by side: where they are if they lie so, or copied to the buffer.
+/// Where the weights of a segment lie side by side: in their tensor, or at their place in the
+/// buffer, of the tile's size.
+void* where_gathered(const Geometry& geometry, const Segment& segment, const TensorView& x,
+                     Buffer& buffer) noexcept {
+  return geometry.turns() == 1 ? address(x, segment.tensor_begin) : buffer.of(segment);
+}
+
+/// They are there.
 const void* gathered(const Geometry& geometry, const Segment& segment, const TensorView& x,
                      Buffer& buffer) noexcept {
-  if (geometry.turns() == 1) {
-    return address(x, segment.tensor_begin);
+  if (geometry.turns() > 1) {
+    for_each_copy(
+        geometry, segment, x, buffer,
+        [](const std::byte* from, std::byte* to, std::size_t bytes)
+            __attribute__((always_inline)) { std::memcpy(to, from, bytes); });
   }
-  for_each_copy(
-      geometry, segment, x, buffer,
-      [](const std::byte* from, std::byte* to, std::size_t bytes)
-          __attribute__((always_inline)) { std::memcpy(to, from, bytes); });
-  return buffer.bytes.data();
+  return where_gathered(geometry, segment, x, buffer);
 }
 
 }  // namespace
-
-bool finite_tile(const kernels::KernelTable& kernels, const Geometry& geometry, const Tile& tile,
-                 std::span<const TensorView> x) noexcept {
-  Buffer buffer;
-  bool finite = true;
-  for (const Segment& segment : geometry.segments(tile)) {
-    const TensorView& tensor = x[segment.tensor];
-    finite = kernels.finite(tensor.dtype, gathered(geometry, segment, tensor, buffer),
-                            segment.elements) &&
-             finite;
-  }
-  return finite;
-}
 
 void adopt_tile(const kernels::KernelTable& kernels, const Geometry& geometry, const Tile& tile,
                 std::span<const TensorView> x, float* w) noexcept {
@@ -83,14 +81,26 @@ void adopt_tile(const kernels::KernelTable& kernels, const Geometry& geometry, c
   }
 }
 
-double absorb_tile(const kernels::KernelTable& kernels, const Geometry& geometry, const Tile& tile,
-                   std::span<const TensorView> x, const float* w, float* r, float share) noexcept {
+std::optional<double> absorb_tile(const kernels::KernelTable& kernels, const Geometry& geometry,
+                                  const Tile& tile, std::span<const TensorView> x, const float* w,
+                                  float* r, float share) noexcept {
+  // All are looked at before any changes R.
   Buffer buffer;
+  bool finite = true;
+  for (const Segment& segment : geometry.segments(tile)) {
+    const TensorView& tensor = x[segment.tensor];
+    finite = kernels.finite(tensor.dtype, gathered(geometry, segment, tensor, buffer),
+                            segment.elements) &&
+             finite;
+  }
+  if (!finite) {
+    return std::nullopt;
+  }
   double moved = 0.0;
   for (const Segment& segment : geometry.segments(tile)) {
     const TensorView& tensor = x[segment.tensor];
     moved += kernels
-                 .absorb(tensor.dtype, gathered(geometry, segment, tensor, buffer),
+                 .absorb(tensor.dtype, where_gathered(geometry, segment, tensor, buffer),
                          w + segment.tile_begin, r + segment.tile_begin, segment.elements, share)
                  .absolute_sum;
   }
@@ -103,11 +113,9 @@ void restore_tile(const kernels::KernelTable& kernels, const Geometry& geometry,
   Buffer buffer;
   for (const Segment& segment : geometry.segments(tile)) {
     const TensorView& tensor = x[segment.tensor];
-    const bool direct = geometry.turns() == 1;
-    kernels.restore(tensor.dtype,
-                    direct ? address(tensor, segment.tensor_begin) : buffer.bytes.data(),
+    kernels.restore(tensor.dtype, where_gathered(geometry, segment, tensor, buffer),
                     w + segment.tile_begin, r + segment.tile_begin, segment.elements, share);
-    if (!direct) {
+    if (geometry.turns() > 1) {
       for_each_copy(
           geometry, segment, tensor, buffer,
           [](std::byte * to, const std::byte* from, std::size_t bytes)
@@ -116,8 +124,32 @@ void restore_tile(const kernels::KernelTable& kernels, const Geometry& geometry,
   }
 }
 
-std::uint64_t apply_tile(const Due& due, std::size_t tile, std::size_t begin, float* w, float* r,
-                         const Pending& pending, kernels::SparseSum& sum) noexcept {
+void restore_touched(const Geometry& geometry, const Tile& tile, std::span<const TensorView> x,
+                     const float* w, const float* r,
+                     const kernels::SparseSum::Touched& touched) noexcept {
+  constexpr std::size_t kWordBits = 64;
+  std::span<const Segment> segments = geometry.segments(tile);
+  for (std::size_t word = 0; word < touched.size(); ++word) {
+    for (std::uint64_t left = touched[word]; left != 0; left &= left - 1) {
+      const std::size_t j = word * kWordBits + static_cast<std::size_t>(std::countr_zero(left));
+      while (j >= segments.front().tile_begin + segments.front().elements) {
+        segments = segments.subspan(1);
+      }
+      const Segment& segment = segments.front();
+      const TensorView& tensor = x[segment.tensor];
+      const std::size_t at = geometry.element(segment, j);
+      if (tensor.dtype == kernels::DType::f32) {
+        static_cast<float*>(tensor.data)[at] = w[j] + r[j];
+      } else {
+        static_cast<double*>(tensor.data)[at] =
+            static_cast<double>(w[j]) + static_cast<double>(r[j]);
+      }
+    }
+  }
+}
+
+Applied apply_tile(const Due& due, std::size_t tile, std::size_t begin, float* w, float* r,
+                   const Pending& pending, kernels::SparseSum& sum) noexcept {
   // Where no pass over the tile precedes this one, every entry of w is a cache miss: fetch them all
   // at once.
   for (std::size_t participant = 0; participant < due.contributions.size(); ++participant) {
@@ -140,15 +172,16 @@ std::uint64_t apply_tile(const Due& due, std::size_t tile, std::size_t begin, fl
       }
     }
   }
+  Applied applied{0, sum.touched()};
   if (pending.values.empty()) {
-    return sum.move_into(w, due.gain, begin);
+    applied.checksum = sum.move_into(w, due.gain, begin);
+    return applied;
   }
-  const std::uint64_t change =
-      sum.move_into(w, due.gain, begin, pending.values.data(), pending.spread.gain);
+  applied.checksum = sum.move_into(w, due.gain, begin, pending.values.data(), pending.spread.gain);
   for (float& p : pending.values) {
     p *= pending.spread.keep;
   }
-  return change;
+  return applied;
 }
 
 }  // namespace distro::plugins

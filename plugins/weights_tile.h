@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 
 #include "kernels/kernels.h"
@@ -13,22 +14,26 @@
 /// are all tensors of the geometry.
 namespace distro::plugins {
 
-/// Whether all |x| of the tile are below kernels::kLargestWeight.
-[[nodiscard]] bool finite_tile(const kernels::KernelTable& kernels, const Geometry& geometry,
-                               const Tile& tile, std::span<const TensorView> x) noexcept;
-
 /// W = x rounded to fp32.
 void adopt_tile(const kernels::KernelTable& kernels, const Geometry& geometry, const Tile& tile,
                 std::span<const TensorView> x, float* w) noexcept;
 
-/// R += x - (x as it was left). Returns the sum of |move|.
-double absorb_tile(const kernels::KernelTable& kernels, const Geometry& geometry, const Tile& tile,
-                   std::span<const TensorView> x, const float* w, float* r, float share) noexcept;
+/// R += x - (x as it was left). Returns the sum of |move|; nothing, and R is as it was, where not
+/// all |x| of the tile are below kernels::kLargestWeight.
+[[nodiscard]] std::optional<double> absorb_tile(const kernels::KernelTable& kernels,
+                                                const Geometry& geometry, const Tile& tile,
+                                                std::span<const TensorView> x, const float* w,
+                                                float* r, float share) noexcept;
 
 /// x = W + share * R.
 void restore_tile(const kernels::KernelTable& kernels, const Geometry& geometry, const Tile& tile,
                   std::span<const TensorView> x, const float* w, const float* r,
                   float share) noexcept;
+
+/// x = W + R at the touched entries, of fp32 or fp64 weights.
+void restore_touched(const Geometry& geometry, const Tile& tile, std::span<const TensorView> x,
+                     const float* w, const float* r,
+                     const kernels::SparseSum::Touched& touched) noexcept;
 
 /// What a tile has of P.
 struct Pending {
@@ -36,10 +41,17 @@ struct Pending {
   Spread spread;
 };
 
-/// W += gain * sum of weight * q, in participant order; R -= own q. P += what is spread of it, and
-/// of P a part has come. `sum` is empty before and after. `tile`: its number in its turn. Returns
-/// the change of the checksum of W.
-std::uint64_t apply_tile(const Due& due, std::size_t tile, std::size_t begin, float* w, float* r,
-                         const Pending& pending, kernels::SparseSum& sum) noexcept;
+/// What an exchange did to a tile.
+struct Applied {
+  std::uint64_t checksum = 0;  ///< Change of that of W.
+  kernels::SparseSum::Touched touched;
+};
+
+/// W += gain * sum of weight * q, in participant order; R -= own q. P += what
+/// is spread of it, and of P a part has come. `sum` is empty before and after. `tile`: its number
+/// in its turn.
+[[nodiscard]] Applied apply_tile(const Due& due, std::size_t tile, std::size_t begin, float* w,
+                                 float* r, const Pending& pending,
+                                 kernels::SparseSum& sum) noexcept;
 
 }  // namespace distro::plugins
