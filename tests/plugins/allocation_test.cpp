@@ -4,51 +4,17 @@
 
 #include <atomic>
 #include <chrono>
-#include <cstdlib>
 #include <new>
 #include <thread>
 
+#include "allocations.h"
 #include "gradient_ranks.h"
 #include "kernels/aligned.h"
 #include "plugins/parallel.h"
 #include "simulation.h"
 
-/// What a step of the codecs allocates. A program of its own, for it replaces operator new.
-/// oneTBB's tasks do not go through it: their memory is reused, and is not the codecs'.
-namespace {
-
-std::atomic<std::size_t> allocations{0};
-
-void* allocate(std::size_t bytes, std::size_t alignment) {
-  allocations.fetch_add(1, std::memory_order_relaxed);
-  // aligned_alloc() wants a multiple of the alignment, and malloc(0) may be null.
-  const std::size_t rounded = (bytes + alignment - 1) / alignment * alignment;
-  void* const memory = std::aligned_alloc(alignment, rounded == 0 ? alignment : rounded);
-  if (memory == nullptr) {
-    throw std::bad_alloc();
-  }
-  return memory;
-}
-
-}  // namespace
-
-// The other forms call these, or (with AddressSanitizer) are replaced together.
-void* operator new(std::size_t bytes) { return allocate(bytes, __STDCPP_DEFAULT_NEW_ALIGNMENT__); }
-void* operator new(std::size_t bytes, std::align_val_t alignment) {
-  return allocate(bytes, static_cast<std::size_t>(alignment));
-}
-void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
-  try {
-    return ::operator new(bytes);
-  } catch (const std::bad_alloc&) {
-    return nullptr;
-  }
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
-
+/// What a step of the codecs allocates. oneTBB's tasks do not go through operator new: their memory
+/// is reused, and is not the codecs'.
 namespace distro::plugins {
 namespace {
 
@@ -57,9 +23,9 @@ using kernels::DType;
 /// Allocations of work(), on all threads.
 template <class Work>
 std::size_t allocated(const Work& work) {
-  const std::size_t before = allocations.load();
+  const std::size_t before = test::allocations();
   work();
-  return allocations.load() - before;
+  return test::allocations() - before;
 }
 
 class Allocation : public testing::Test {
