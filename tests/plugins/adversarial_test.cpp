@@ -25,7 +25,7 @@ using kernels::DType;
 using kernels::Isa;
 
 constexpr int kThreads = 4;
-constexpr std::size_t kTrials = 4;  // of each kind of values
+constexpr std::size_t kTrials = 3;  // of each kind of values
 
 std::uint32_t printed_seed() {
   const auto seed = test::seed();
