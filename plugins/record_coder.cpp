@@ -34,6 +34,22 @@ std::uint16_t scale_of(double magnitudes, std::size_t entries) noexcept {
   return std::min(kernels::to_bf16(static_cast<float>(mean)), kLargestScale);
 }
 
+/// What follows the length of section s, in a body whose lengths are right. Each thread follows the
+/// lengths for itself: a list of them would be memory of each call.
+template <class Byte>
+std::span<Byte> content(std::span<Byte> body, std::size_t s) noexcept {
+  while (true) {
+    std::uint32_t length = 0;
+    std::memcpy(&length, body.data(), kLengthBytes);
+    body = body.subspan(kLengthBytes);
+    if (s == 0) {
+      return body.first(length);
+    }
+    body = body.subspan(length);
+    --s;
+  }
+}
+
 }  // namespace
 
 RunWriter::RunWriter(const TileLayout& layout, const TileRun& run, RecordFormat format,
@@ -143,19 +159,24 @@ RunWriter RecordCoder::writer(std::size_t run, std::span<std::byte> staging) con
 
 std::vector<std::byte> RecordCoder::assemble(std::span<const std::byte> staging,
                                              std::span<const std::size_t> bits) const {
-  std::vector<std::size_t> begin{0};
-  for (const Section& section : sections_) {
+  const auto content_bytes = [&](const Section& section) {
     const auto of_section = bits.subspan(section.first_run, section.runs);
-    const std::size_t sum = std::accumulate(of_section.begin(), of_section.end(), std::size_t{0});
-    begin.push_back(begin.back() + kLengthBytes + (sum + 7) / 8);
+    return (std::accumulate(of_section.begin(), of_section.end(), std::size_t{0}) + 7) / 8;
+  };
+  std::size_t bytes = 0;
+  for (const Section& section : sections_) {
+    bytes += kLengthBytes + content_bytes(section);
   }
-  std::vector<std::byte> body(begin.back());
+  std::vector<std::byte> body(bytes);
+  std::size_t at = 0;
+  for (const Section& section : sections_) {
+    const auto length = static_cast<std::uint32_t>(content_bytes(section));
+    std::memcpy(body.data() + at, &length, kLengthBytes);
+    at += kLengthBytes + length;
+  }
   parallel_for(sections_.size(), [&](std::size_t s) {
     const Section& section = sections_[s];
-    const auto out = std::span(body).subspan(begin[s], begin[s + 1] - begin[s]);
-    const auto length = static_cast<std::uint32_t>(out.size() - kLengthBytes);
-    std::memcpy(out.data(), &length, kLengthBytes);
-    kernels::BitWriter writer(out.subspan(kLengthBytes));
+    kernels::BitWriter writer(content(std::span(body), s));
     for (std::size_t run = section.first_run; run < section.first_run + section.runs; ++run) {
       writer.append(staging.subspan(staged_[run], staged_[run + 1] - staged_[run]), bits[run]);
     }
@@ -185,8 +206,8 @@ struct RecordCoder::SectionReader {
   ParsedRecord& record;
   std::size_t entry = section.first_entry;
 
-  /// Returns the entries read. Leaves in first[t + 1] the entries of tile t.
-  std::size_t read() {
+  /// Leaves in first[t + 1] the entries of tile t.
+  void read() {
     for (std::size_t run = section.first_run; run < section.first_run + section.runs; ++run) {
       read_run(coder.layout_->runs()[run]);
     }
@@ -199,7 +220,6 @@ struct RecordCoder::SectionReader {
     if (reader.get(static_cast<unsigned>(reader.remaining())) != 0) {
       fail("is not padded with zero bits");
     }
-    return entry - section.first_entry;
   }
 
  private:
@@ -282,7 +302,6 @@ struct RecordCoder::SectionReader {
 };
 
 ParsedRecord RecordCoder::parse(std::span<const std::byte> body) const {
-  std::vector<std::span<const std::byte>> bytes;
   std::size_t at = 0;
   for (std::size_t s = 0; s < sections_.size(); ++s) {
     std::uint32_t length = 0;
@@ -296,7 +315,6 @@ ParsedRecord RecordCoder::parse(std::span<const std::byte> body) const {
       throw RecordError(fmt::format("the record's section {} announces {} bytes where {} are left",
                                     s, length, body.size() - at));
     }
-    bytes.push_back(body.subspan(at, length));
     at += length;
   }
   if (at != body.size()) {
@@ -307,27 +325,27 @@ ParsedRecord RecordCoder::parse(std::span<const std::byte> body) const {
   record.first.resize(layout_->tiles() + 1);
   record.index.resize(most_entries_);
   record.value.resize(most_entries_);
-  std::vector<std::size_t> entries(sections_.size());
   parallel_for(sections_.size(), [&](std::size_t s) {
-    SectionReader reader{*this, sections_[s], kernels::BitReader(bytes[s]), record};
-    entries[s] = reader.read();
+    SectionReader{*this, sections_[s], kernels::BitReader(content(body, s)), record}.read();
   });
+  std::partial_sum(record.first.begin(), record.first.end(), record.first.begin());
 
   // Close the gaps that sections with fewer entries leave.
-  std::size_t end = 0;
   for (std::size_t s = 0; s < sections_.size(); ++s) {
     const std::size_t from = sections_[s].first_entry;
-    if (from != end) {
-      std::copy_n(record.index.begin() + static_cast<std::ptrdiff_t>(from), entries[s],
-                  record.index.begin() + static_cast<std::ptrdiff_t>(end));
-      std::copy_n(record.value.begin() + static_cast<std::ptrdiff_t>(from), entries[s],
-                  record.value.begin() + static_cast<std::ptrdiff_t>(end));
+    const std::size_t to = record.first[sections_[s].first_tile];
+    const std::size_t end_tile =
+        s + 1 < sections_.size() ? sections_[s + 1].first_tile : layout_->tiles();
+    const std::size_t entries = record.first[end_tile] - to;
+    if (from != to) {
+      std::copy_n(record.index.begin() + static_cast<std::ptrdiff_t>(from), entries,
+                  record.index.begin() + static_cast<std::ptrdiff_t>(to));
+      std::copy_n(record.value.begin() + static_cast<std::ptrdiff_t>(from), entries,
+                  record.value.begin() + static_cast<std::ptrdiff_t>(to));
     }
-    end += entries[s];
   }
-  record.index.resize(end);
-  record.value.resize(end);
-  std::partial_sum(record.first.begin(), record.first.end(), record.first.begin());
+  record.index.resize(record.first.back());
+  record.value.resize(record.first.back());
   return record;
 }
 

@@ -11,51 +11,12 @@
 #include <random>
 #include <vector>
 
+#include "elements.h"
 #include "isas.h"
 #include "kernels/aligned.h"
-#include "kernels/half.h"
 
 namespace distro::kernels {
 namespace {
-
-void put(DType dtype, std::byte* x, std::size_t i, double value) {
-  const auto store = [&](auto element) {
-    std::memcpy(x + i * sizeof(element), &element, sizeof(element));
-  };
-  const auto narrow = static_cast<float>(value);
-  switch (dtype) {
-    case DType::f32:
-      store(narrow);
-      break;
-    case DType::f64:
-      store(value);
-      break;
-    case DType::f16:
-      store(to_f16(narrow));
-      break;
-    case DType::bf16:
-      store(to_bf16(narrow));
-      break;
-  }
-}
-
-double get(DType dtype, const std::byte* x, std::size_t i) {
-  const auto load = [&](auto element) {
-    std::memcpy(&element, x + i * sizeof(element), sizeof(element));
-    return element;
-  };
-  switch (dtype) {
-    case DType::f32:
-      return static_cast<double>(load(float{}));
-    case DType::f64:
-      return load(double{});
-    case DType::f16:
-      return static_cast<double>(from_f16(load(std::uint16_t{})));
-    case DType::bf16:
-      return static_cast<double>(from_bf16(load(std::uint16_t{})));
-  }
-  return 0.0;
-}
 
 /// Weights of one tile, with subnormals and large values among them.
 struct Weights {

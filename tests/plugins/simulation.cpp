@@ -1,9 +1,8 @@
 #include "simulation.h"
 
-#include <cstring>
 #include <utility>
 
-#include "kernels/half.h"
+#include "tests/kernels/elements.h"
 
 namespace distro::plugins {
 
@@ -32,42 +31,11 @@ Geometry Module::geometry(std::size_t turns) const {
 }
 
 double Module::get(std::size_t tensor, std::size_t i) const {
-  const std::byte* at = bytes_[tensor].data() + i * kernels::size_of(tensors_[tensor].dtype);
-  const auto load = [&](auto element) {
-    std::memcpy(&element, at, sizeof(element));
-    return element;
-  };
-  switch (tensors_[tensor].dtype) {
-    case DType::f32:
-      return static_cast<double>(load(float{}));
-    case DType::f64:
-      return load(double{});
-    case DType::f16:
-      return static_cast<double>(kernels::from_f16(load(std::uint16_t{})));
-    case DType::bf16:
-      return static_cast<double>(kernels::from_bf16(load(std::uint16_t{})));
-  }
-  return 0.0;
+  return kernels::get(tensors_[tensor].dtype, bytes_[tensor].data(), i);
 }
 
 void Module::set(std::size_t tensor, std::size_t i, double value) {
-  std::byte* at = bytes_[tensor].data() + i * kernels::size_of(tensors_[tensor].dtype);
-  const auto store = [&](auto element) { std::memcpy(at, &element, sizeof(element)); };
-  const auto narrow = static_cast<float>(value);
-  switch (tensors_[tensor].dtype) {
-    case DType::f32:
-      store(narrow);
-      break;
-    case DType::f64:
-      store(value);
-      break;
-    case DType::f16:
-      store(kernels::to_f16(narrow));
-      break;
-    case DType::bf16:
-      store(kernels::to_bf16(narrow));
-      break;
-  }
+  kernels::put(tensors_[tensor].dtype, bytes_[tensor].data(), i, value);
 }
 
 void Module::move(std::mt19937& random, double length) {

@@ -1,0 +1,11 @@
+#pragma once
+
+#include <cstddef>
+
+namespace distro::test {
+
+/// Calls of operator new so far, on all threads. Whoever links allocations.cpp has its operator
+/// new.
+[[nodiscard]] std::size_t allocations() noexcept;
+
+}  // namespace distro::test
