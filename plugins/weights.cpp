@@ -119,6 +119,11 @@ struct WeightsCodec::State {
     const float* restore = nullptr;  ///< share after
     /// Before it absorbs R is zero, so that afterwards it is what x is ahead of W.
     bool derive = false;
+
+    /// Whether x is W + R before as after, but for what the exchange changes.
+    [[nodiscard]] bool restores_touched() const noexcept {
+      return derive && restore != nullptr && derives_residual(x, *restore);
+    }
   };
 
   /// What a pass saw.
@@ -132,7 +137,7 @@ struct WeightsCodec::State {
   /// Per tile: absorb, apply, select, restore; nothing of it where the tile is not finite. Adds up
   /// the checksum.
   Seen run(std::size_t turn, const Pass& pass);
-  void run_tiles(std::size_t turn, const Pass& pass, std::size_t run);
+  void run_tiles(std::size_t turn, const Pass& pass, bool restores_touched, std::size_t run);
   /// W - P of a tile: W itself where no gain is spread, or computed in the buffer.
   [[nodiscard]] const float* arrived(const Tile& tile, TileBuffer& buffer) const noexcept;
   [[nodiscard]] Step step(std::uint64_t number, Pass pass);
@@ -235,7 +240,8 @@ const float* WeightsCodec::State::arrived(const Tile& tile, TileBuffer& buffer) 
   return buffer.data();
 }
 
-void WeightsCodec::State::run_tiles(std::size_t turn, const Pass& pass, std::size_t run) {
+void WeightsCodec::State::run_tiles(std::size_t turn, const Pass& pass, bool restores_touched,
+                                    std::size_t run) {
   const TileRun& tiles = geometry.runs(turn)[run];
   const RecordCoder& coder = coders[turn];
   RunResult& result = results[run];
@@ -244,7 +250,8 @@ void WeightsCodec::State::run_tiles(std::size_t turn, const Pass& pass, std::siz
   std::array<std::uint16_t, kernels::kTileElements> index{};
   TileBuffer buffer;
   TileBuffer derived;
-  for (std::size_t t = tiles.first_tile; t < tiles.first_tile + tiles.tiles; ++t) {
+  const std::size_t end = tiles.first_tile + tiles.tiles;
+  for (std::size_t t = tiles.first_tile; t < end; ++t) {
     const Tile& tile = geometry.tiles(turn)[t];
     float* const tile_w = w.data() + tile.begin;
     float* const tile_r = r.empty() ? derived.data() : r.data() + tile.begin;
@@ -262,6 +269,10 @@ void WeightsCodec::State::run_tiles(std::size_t turn, const Pass& pass, std::siz
     }
     Applied applied;
     if (pass.due != nullptr) {
+      // Where no pass over the tile precedes this one, every entry is a cache miss.
+      if (const std::size_t next = t + 1; pass.absorb == nullptr && next < end) {
+        fetch_entries(*pass.due, next, w.data() + geometry.tiles(turn)[next].begin);
+      }
       Pending tile_p;
       if (!pending.empty()) {
         tile_p = {std::span(pending).subspan(tile.begin, tile.elements),
@@ -278,7 +289,7 @@ void WeightsCodec::State::run_tiles(std::size_t turn, const Pass& pass, std::siz
     if (pass.restore == nullptr) {
       continue;
     }
-    if (pass.derive && *pass.restore == 1.0F && pending.empty()) {
+    if (restores_touched) {
       restore_touched(geometry, tile, pass.x, tile_w, tile_r, applied.touched);
     } else {
       restore_tile(kernels, geometry, tile, pass.x, arrived(tile, buffer), tile_r, *pass.restore);
@@ -290,7 +301,9 @@ void WeightsCodec::State::run_tiles(std::size_t turn, const Pass& pass, std::siz
 }
 
 WeightsCodec::State::Seen WeightsCodec::State::run(std::size_t turn, const Pass& pass) {
-  for_each_run(turn, [&](std::size_t run, RunResult&) { run_tiles(turn, pass, run); });
+  const bool restores_touched = pending.empty() && pass.restores_touched();
+  for_each_run(turn,
+               [&](std::size_t run, RunResult&) { run_tiles(turn, pass, restores_touched, run); });
   Seen seen;
   for (const RunResult& result : std::span(results).first(geometry.runs(turn).size())) {
     seen.moved += result.moved;

@@ -148,19 +148,16 @@ void restore_touched(const Geometry& geometry, const Tile& tile, std::span<const
   }
 }
 
-Applied apply_tile(const Due& due, std::size_t tile, std::size_t begin, float* w, float* r,
-                   const Pending& pending, kernels::SparseSum& sum) noexcept {
-  // Where no pass over the tile precedes this one, every entry of w is a cache miss: fetch them all
-  // at once.
-  for (std::size_t participant = 0; participant < due.contributions.size(); ++participant) {
-    const ParsedRecord& record = *due.contributions[participant].record;
-    for (std::size_t i = record.first[tile]; i < record.first[tile + 1]; ++i) {
-      __builtin_prefetch(w + record.index[i], 1);
-      if (participant == due.own) {
-        __builtin_prefetch(r + record.index[i], 1);
-      }
+void fetch_entries(const Due& due, std::size_t tile, const float* w) noexcept {
+  for (const Contribution& contribution : due.contributions) {
+    for (const std::uint16_t j : contribution.record->indices(tile)) {
+      __builtin_prefetch(w + j, 1);
     }
   }
+}
+
+Applied apply_tile(const Due& due, std::size_t tile, std::size_t begin, float* w, float* r,
+                   const Pending& pending, kernels::SparseSum& sum) noexcept {
   for (std::size_t participant = 0; participant < due.contributions.size(); ++participant) {
     const auto& [record, weight] = due.contributions[participant];
     const std::span<const std::uint16_t> index = record->indices(tile);

@@ -41,6 +41,9 @@ struct Pending {
   Spread spread;
 };
 
+/// Fetches the entries of a tile's W that an exchange changes.
+void fetch_entries(const Due& due, std::size_t tile, const float* w) noexcept;
+
 /// What an exchange did to a tile.
 struct Applied {
   std::uint64_t checksum = 0;  ///< Change of that of W.

@@ -43,13 +43,10 @@ Entry entry_of(std::int64_t key) noexcept {
           std::bit_cast<float>(magnitude | static_cast<std::uint32_t>(bits & 1U) << 31)};
 }
 
-/// W + share * R, rounded as x was when it was left: two operations, not one fused.
-at::Tensor left(const at::Tensor& w, const at::Tensor& r, float share, at::ScalarType type) {
+/// W + share * R, in fp64 for fp64 weights: two operations, not one fused.
+at::Tensor sum_of(const at::Tensor& w, const at::Tensor& r, float share, at::ScalarType type) {
   const auto scale = static_cast<double>(share);
-  if (type == at::kDouble) {
-    return r.to(at::kDouble).mul_(scale).add_(w);
-  }
-  return r.mul(scale).add_(w).to(type);
+  return (type == at::kDouble ? r.to(at::kDouble).mul_(scale) : r.mul(scale)).add_(w);
 }
 
 /// A copy of host values on the device, in the order of the current stream.
@@ -174,25 +171,55 @@ at::Tensor DeviceCodec::arrived(const DeviceLayout::Chunk& chunk) const {
   return pending_.defined() ? w - pending_.narrow(0, chunk.begin, chunk.slots) : w;
 }
 
-at::Tensor DeviceCodec::absorb(const Chunks& chunks, float share,
+at::Tensor DeviceCodec::absorb(const Chunks& chunks, float share, bool derive,
                                const at::Tensor& residual) const {
   at::Tensor moved = at::zeros({}, w_.options().dtype(at::kDouble));
   for (const auto& chunk : chunks) {
     const at::Tensor r = residual.narrow(0, chunk.begin, chunk.slots);
-    const at::Tensor before = left(arrived(chunk), r, share, chunk.type);
-    const at::Tensor move = chunk.type == at::kDouble
-                                ? (chunk.weights() - before).to(at::kFloat)
-                                : chunk.weights().to(at::kFloat) - before.to(at::kFloat);
+    if (derive) {
+      r.zero_();
+    }
+    const at::Tensor exact = sum_of(arrived(chunk), r, share, chunk.type);
+    at::Tensor before = exact.to(chunk.type).to(exact.scalar_type());
+    if (chunk.type == at::kHalf) {
+      before = at::where(before.isinf(), exact, before);  // as in the host's kernels
+    }
+    const at::Tensor move = (chunk.weights().to(exact.scalar_type()) - before).to(at::kFloat);
     moved.add_(move.abs().sum(at::kDouble));
     r.add_(move);
   }
   return moved;
 }
 
-void DeviceCodec::restore(const Chunks& chunks, float share) const {
-  for (const auto& chunk : chunks) {
-    chunk.assign(left(arrived(chunk), r_.narrow(0, chunk.begin, chunk.slots), share, chunk.type));
+void DeviceCodec::restore(const Chunks& chunks, float share, bool touched_only) const {
+  at::Tensor touched;
+  if (touched_only) {
+    if (!touched_slots_.defined()) {
+      return;
+    }
+    touched = at::zeros(w_.sizes(), w_.options().dtype(at::kBool));
+    touched.index_fill_(0, touched_slots_, true);
   }
+  for (const auto& chunk : chunks) {
+    const at::Tensor x =
+        sum_of(arrived(chunk), r_.narrow(0, chunk.begin, chunk.slots), share, chunk.type)
+            .to(chunk.type);
+    chunk.assign(touched_only ? at::where(touched.narrow(0, chunk.begin, chunk.slots), x,
+                                          chunk.weights().view_as(x))
+                              : x);
+  }
+}
+
+bool DeviceCodec::touches_only(Views x, float share_after, bool derive) const noexcept {
+  return derive && !pending_.defined() && plugins::derives_residual(x, share_after);
+}
+
+void DeviceCodec::keep_residual(Views x, float share) noexcept {
+  derives_ = derives_ && plugins::derives_residual(x, share);
+}
+
+void DeviceCodec::drop_residual(Views x, float share) noexcept {
+  derives_ = derives_ || plugins::derives_residual(x, share);
 }
 
 void DeviceCodec::move_reference(const plugins::Due& due) {
@@ -224,10 +251,12 @@ void DeviceCodec::move_reference(const plugins::Due& due) {
     begin.push_back(slots.size());
     slots.insert(slots.end(), touched.slot.begin(), touched.slot.end());
   }
+  touched_slots_ = at::Tensor();
   if (slots.empty()) {
     return;
   }
   const at::Tensor index = to_device<std::int64_t>(slots, at::kLong, device_);
+  touched_slots_ = index;
   const at::Tensor values = to_host(w_.index_select(0, index));
   auto* const w = values.mutable_data_ptr<float>();
   for_each_run(turn, [&](std::size_t run, const plugins::TileRun&) {
@@ -331,22 +360,27 @@ plugins::Step DeviceCodec::step(Views x, std::uint64_t number, const plugins::Du
   // The weights of the exchange that is due had the turn before.
   const bool two_turns = due != nullptr && due->turn() != turn;
   const Chunks of_due = two_turns ? chunks(due->turn(), x) : Chunks{};
+  if (share_after != nullptr) {
+    keep_residual(x, *share_after);
+  }
+  const bool derive = derives_ || plugins::derives_residual(x, share_before);
+  const bool touched_only = share_after != nullptr && touches_only(x, *share_after, derive);
   if (!finite({&of_turn, &of_due})) {
     return {{}, 0.0, first_non_finite(x)};
   }
   if (two_turns) {
-    static_cast<void>(absorb(of_due, share_before, r_));
+    static_cast<void>(absorb(of_due, share_before, derive, r_));
     exchange(*due);
-    restore(of_due, *share_after);
+    restore(of_due, *share_after, touched_only);
   }
-  const at::Tensor moved = absorb(of_turn, share_before, r_);
+  const at::Tensor moved = absorb(of_turn, share_before, derive, r_);
   const bool of_turn_is_due = due != nullptr && !two_turns;
   if (of_turn_is_due) {
     exchange(*due);
   }
   const at::Tensor keys = selects ? select(turn) : at::Tensor();
   if (share_after != nullptr && (of_turn_is_due || plugins::restores(share_before, *share_after))) {
-    restore(of_turn, *share_after);  // before the host waits for the keys
+    restore(of_turn, *share_after, touched_only);  // before the host waits for the keys
   }
   plugins::Step step;
   if (selects) {
@@ -374,7 +408,9 @@ void DeviceCodec::settle(Views x, const plugins::Due& due, float share_after) {
   check(geometry_, x);
   apply(due);
   const PlainArithmetic plain;
-  restore(chunks(due.turn(), x), share_after);
+  const bool derive = derives_;
+  keep_residual(x, share_after);
+  restore(chunks(due.turn(), x), share_after, touches_only(x, share_after, derive));
 }
 
 void DeviceCodec::exchange(const plugins::Due& due) {
@@ -396,20 +432,30 @@ void DeviceCodec::apply(const plugins::Due& due) {
 
 void DeviceCodec::leave(Views x, float share) {
   check(geometry_, x);
+  constexpr float kAll = 1.0F;
+  if (derives_ && share != 0.0F) {
+    reshare(x, kAll, share);  // R is in x
+    return;
+  }
   const PlainArithmetic plain;
   for (std::size_t turn = 0; turn < turns_.size(); ++turn) {
-    restore(chunks(turn, x), share);
+    restore(chunks(turn, x), share, false);
   }
+  drop_residual(x, share);
 }
 
 void DeviceCodec::reshare(Views x, float share_before, float share_after) {
   check(geometry_, x);
   const PlainArithmetic plain;
+  keep_residual(x, share_after);
+  const bool derive = derives_ || plugins::derives_residual(x, share_before);
+  touched_slots_ = at::Tensor();
   for (std::size_t turn = 0; turn < turns_.size(); ++turn) {
     const Chunks of_turn = chunks(turn, x);
-    static_cast<void>(absorb(of_turn, share_before, r_));
-    restore(of_turn, share_after);
+    static_cast<void>(absorb(of_turn, share_before, derive, r_));
+    restore(of_turn, share_after, touches_only(x, share_after, derive));
   }
+  drop_residual(x, share_after);
 }
 
 std::vector<std::byte> DeviceCodec::empty_record(std::uint64_t number) const {
@@ -429,9 +475,10 @@ plugins::ParsedRecord DeviceCodec::parse(std::span<const std::byte> body,
 std::vector<plugins::TensorState> DeviceCodec::state(Views x, float share) {
   check(geometry_, x);
   const PlainArithmetic plain;
+  const bool derive = derives_ || plugins::derives_residual(x, share);
   at::Tensor residual = r_.clone();
   for (std::size_t turn = 0; turn < turns_.size(); ++turn) {
-    static_cast<void>(absorb(chunks(turn, x), share, residual));
+    static_cast<void>(absorb(chunks(turn, x), share, derive, residual));
   }
   residual = residual.cpu();
   const at::Tensor reference = w_.cpu();
@@ -485,6 +532,7 @@ void DeviceCodec::restore_state(std::size_t tensor, std::span<const float> refer
                                 std::span<const float> residual, std::span<const float> pending) {
   check_state(geometry_, kernels::table(config_.isa), tensor, reference, residual, pending);
   const PlainArithmetic plain;
+  derives_ = false;
   const at::Tensor w = to_device(reference, at::kFloat, device_);
   const at::Tensor r = to_device(residual, at::kFloat, device_);
   const at::Tensor p =

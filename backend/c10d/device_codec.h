@@ -75,10 +75,16 @@ class DeviceCodec final : public plugins::ModuleCodec {
   /// W - P: what x has of W.
   [[nodiscard]] at::Tensor arrived(const DeviceLayout::Chunk& chunk) const;
   /// residual += what the optimizer did to these weights. Returns the sum of |move|, a scalar on
-  /// the device.
-  [[nodiscard]] at::Tensor absorb(const Chunks& chunks, float share,
+  /// the device. `derive`: the residual is zero before (plugins::derives_residual()).
+  [[nodiscard]] at::Tensor absorb(const Chunks& chunks, float share, bool derive,
                                   const at::Tensor& residual) const;
-  void restore(const Chunks& chunks, float share) const;
+  /// Whether x is W + R before as after, but for what the exchange changes.
+  [[nodiscard]] bool touches_only(Views x, float share_after, bool derive) const noexcept;
+  void restore(const Chunks& chunks, float share, bool touched_only) const;
+  /// WeightsCodec keeps no R where it need not; here it has its memory all the same, but the same
+  /// bits.
+  void keep_residual(Views x, float share) noexcept;
+  void drop_residual(Views x, float share) noexcept;
   void move_reference(const plugins::Due& due);
   void take_from_residual(const plugins::ParsedRecord& own);
   void exchange(const plugins::Due& due);
@@ -99,7 +105,10 @@ class DeviceCodec final : public plugins::ModuleCodec {
   at::Tensor w_;        // [slots] fp32
   at::Tensor r_;        // [slots] fp32
   at::Tensor pending_;  // P, [slots] fp32; undefined where no gain is spread
-  at::Tensor lane_;     // [4096] int64: a key's part that says which entry of the tile
+  at::Tensor
+      touched_slots_;    // [entries] int64: where the last exchange changed W; undefined: nowhere
+  bool derives_ = true;  // R is what x is ahead of W
+  at::Tensor lane_;      // [4096] int64: a key's part that says which entry of the tile
   std::uint64_t checksum_ = 0;
   std::vector<std::byte> staging_;
   std::vector<std::size_t> bits_;

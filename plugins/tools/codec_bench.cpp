@@ -302,14 +302,25 @@ void add(const std::string& name, const Row& row, double floor_bytes,
 double sync_bytes(const Row& row) {
   const auto x = static_cast<double>(kernels::size_of(row.dtype));
   const double p = row.spread > 0 ? 4.0 : 0.0;
-  // Reads x, W, R and P, writes x, R and P.
-  const double of_due = 2 * x + 12.0 + 2 * p;
+  const bool all_moves_count = row.share == 1.0F;  // then there is no R, and x is W + R as it is
+  const double r = all_moves_count ? 0.0 : 4.0;
+  // Reads x, W, R and P, writes R and P, and x where not only single entries of it change.
+  const double of_due = 4.0 + 2 * r + 2 * p + (all_moves_count && p == 0.0 ? x : 2 * x);
   if (row.turns == 1) {
     return of_due;
   }
-  // The other turn: nothing of P has come, and x is written where a share needs it.
-  const double of_selecting = x + 12.0 + p + (restores(row.share, row.share) ? x : 0.0);
+  // The other turn, of which nothing is due.
+  const double of_selecting = 4.0 + 2 * r + p + (all_moves_count ? x : 2 * x);
   return (of_due + of_selecting) / static_cast<double>(row.turns);
+}
+
+/// What applying records moves at least: the cache lines of W that have an entry of them, in and
+/// out, if entries fall on lines at random.
+double apply_bytes(const Row& row) {
+  constexpr double kLines = kernels::kTileElements * sizeof(float) / kernels::kCacheLineBytes;
+  const auto entries = static_cast<double>(row.peers * row.k);
+  const double touched = 1.0 - std::pow(1.0 - 1.0 / kLines, entries);
+  return 2 * sizeof(float) * touched;
 }
 
 void add_sync(const std::string& name, const Row& row) {
@@ -326,6 +337,8 @@ void add_weights(int threads) {
   const std::string of = "/threads:" + std::to_string(threads);
   add_sync("weights_sync" + of, row_of_default(kBucketElements, threads));
   add_sync("weights_sync_one_span" + of, {.threads = threads, .k = kGradientK});
+  add_sync("weights_sync_one_span_share_1" + of,
+           {.threads = threads, .k = kGradientK, .share = 1.0F});
   Row share_1 = row_of_default(kBucketElements, threads);
   share_1.share = 1.0F;
   add_sync("weights_sync_share_1" + of, share_1);
@@ -335,7 +348,7 @@ void add_weights(int threads) {
                                       .share = 1.0F,
                                       .spread = default_spread_steps(32, 1)});
   const Row of_peers{.threads = threads, .peers = 8, .k = kGradientK};
-  add<Weights>("weights_apply_8_peers" + of, of_peers, 0.0,
+  add<Weights>("weights_apply_8_peers" + of, of_peers, apply_bytes(of_peers),
                {[](Weights& weights) { weights.apply(); }});
   add<Weights>("weights_parse_8_peers" + of, of_peers, 0.0,
                {[](Weights& weights) { weights.parse(); }});

@@ -46,7 +46,9 @@ class Ranks:
         turns: int = 1,
         shapes: Sequence[tuple[int, ...]] = SHAPES,
         spread: int = 0,
+        share: float = SHARE,
     ) -> None:
+        self.share = share
         self.generator = torch.Generator().manual_seed(7)
         start = [
             torch.randn(shape, generator=self.generator).to(dtype)
@@ -81,18 +83,19 @@ class Ranks:
         number = self.number + 1
         if delay == 1:
             outcomes = [
-                codec.advance(x, number, self.due(rank), SHARE, SHARE)
+                codec.advance(x, number, self.due(rank), self.share, self.share)
                 for rank, (codec, x) in enumerate(zip(self.codecs, self.x, strict=True))
             ]
         else:
             outcomes = [
-                codec.encode(x, number, SHARE) for codec, x in zip(self.codecs, self.x, strict=True)
+                codec.encode(x, number, self.share)
+                for codec, x in zip(self.codecs, self.x, strict=True)
             ]
         self.in_flight = [record for record, _ in outcomes]
         self.number = number
         if delay == 0:
             for rank, (codec, x) in enumerate(zip(self.codecs, self.x, strict=True)):
-                codec.settle(x, self.due(rank), SHARE)
+                codec.settle(x, self.due(rank), self.share)
         self.note(outcomes)
 
     def note(self, outcomes: list[Any]) -> None:
@@ -125,7 +128,10 @@ def _same(host: Ranks, device: Ranks) -> None:
         (4096, 1, [FLOATS[(i * 3 + 2) % 4] for i in range(len(SHAPES))]),
     ],
 )
-@pytest.mark.parametrize(("turns", "spread"), [(1, 0), (1, 7), (5, 0), (5, 20)])
+@pytest.mark.parametrize(
+    ("turns", "spread", "share"),
+    [(1, 0, SHARE), (1, 7, SHARE), (5, 0, SHARE), (5, 20, SHARE), (1, 0, 1), (5, 0, 1), (5, 20, 1)],
+)
 @devices
 def test_records_reference_and_weights_are_those_of_the_host_codec(
     delay: int,
@@ -134,10 +140,11 @@ def test_records_reference_and_weights_are_those_of_the_host_codec(
     dtypes: list[torch.dtype],
     turns: int,
     spread: int,
+    share: float,
     device: str,
 ) -> None:
     kinds = [
-        Ranks(on, dtypes, k, value_bits, turns=turns, spread=spread)
+        Ranks(on, dtypes, k, value_bits, turns=turns, spread=spread, share=share)
         for on in (None, torch.device(device))
     ]
     for ranks in kinds:
@@ -154,6 +161,23 @@ def test_tensors_of_whole_rounds_of_turns_are_those_of_the_host_codec(device: st
     for ranks in kinds:
         for step in range(12):
             ranks.step(step, delay=1)
+    _same(*kinds)
+
+
+@pytest.mark.parametrize("share", [SHARE, 1.0])
+@devices
+def test_another_share_and_back_is_as_with_the_host_codec(share: float, device: str) -> None:
+    kinds = [
+        Ranks(on, [torch.float32] * len(SHAPES), 6, 1, share=share)
+        for on in (None, torch.device(device))
+    ]
+    for ranks in kinds:
+        for other in (SHARE, 1.0, 0.75, share):
+            for step in range(3):
+                ranks.step(step, delay=1)
+            for codec, x in zip(ranks.codecs, ranks.x, strict=True):
+                codec.reshare(x, ranks.share, other)
+            ranks.share = other
     _same(*kinds)
 
 

@@ -189,6 +189,8 @@ class ReferenceRank:
         a = self.dtype.type(share)
         for i, at in enumerate(self.elements[turn]):
             w, r = self.w[i][at] - self.p[i][at], self.r[i]
+            if share == 1:
+                r[at] = 0  # what x is ahead of W is R, whatever rounding did to it
             r[at] += x[i].reshape(-1)[at].astype(self.dtype) - (w + a * r[at])
 
     def _restore(self, turn: int, x: list[np.ndarray], share: float) -> None:
