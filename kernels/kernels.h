@@ -62,6 +62,9 @@ struct KernelTable {
   Move (*absorb)(DType dtype, const void* x, const float* w, float* r, std::size_t n,
                  float share) noexcept;
 
+  /// r = x - round(w): absorb() where r was zero, whatever its memory holds.
+  Move (*derive)(DType dtype, const void* x, const float* w, float* r, std::size_t n) noexcept;
+
   /// x = round(w + share * r), to x's type.
   void (*restore)(DType dtype, void* x, const float* w, const float* r, std::size_t n,
                   float share) noexcept;

@@ -1,6 +1,11 @@
 #include "kernels/sparse_sum.h"
 
 namespace distro::kernels {
+namespace {
+
+#include "kernels/mix.inc"
+
+}  // namespace
 
 void SparseSum::add(float weight, std::span<const std::uint16_t> index,
                     std::span<const float> value) noexcept {
@@ -16,7 +21,7 @@ std::uint64_t SparseSum::move_into(float* w, float gain, std::uint64_t first) no
   drain([&](std::size_t j, float sum) {
     const float before = w[j];
     w[j] = moved(before, gain, sum);
-    change += mix(first + j, w[j]) - mix(first + j, before);
+    change += mix_one(first + j, w[j]) - mix_one(first + j, before);
   });
   return change;
 }
@@ -28,7 +33,7 @@ std::uint64_t SparseSum::move_into(float* w, float gain, std::uint64_t first, fl
     const float before = w[j];
     w[j] = moved(before, gain, sum);
     pending[j] = moved(pending[j], held, sum);
-    change += mix(first + j, w[j]) - mix(first + j, before);
+    change += mix_one(first + j, w[j]) - mix_one(first + j, before);
   });
   return change;
 }

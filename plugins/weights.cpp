@@ -117,8 +117,7 @@ struct WeightsCodec::State {
     const Due* due = nullptr;
     bool select = false;
     const float* restore = nullptr;  ///< share after
-    /// Before it absorbs R is zero, so that afterwards it is what x is ahead of W.
-    bool derive = false;
+    bool derive = false;             ///< R is what x is ahead of W, and nothing is absorbed.
 
     /// Whether x is W + R before as after, but for what the exchange changes.
     [[nodiscard]] bool restores_touched() const noexcept {
@@ -250,17 +249,18 @@ void WeightsCodec::State::run_tiles(std::size_t turn, const Pass& pass, bool res
   std::array<std::uint16_t, kernels::kTileElements> index{};
   TileBuffer buffer;
   TileBuffer derived;
+  if (r.empty() && !pass.derive) {
+    derived.fill(0.0F);  // x is not known, or does not count
+  }
   const std::size_t end = tiles.first_tile + tiles.tiles;
   for (std::size_t t = tiles.first_tile; t < end; ++t) {
     const Tile& tile = geometry.tiles(turn)[t];
     float* const tile_w = w.data() + tile.begin;
     float* const tile_r = r.empty() ? derived.data() : r.data() + tile.begin;
-    if (pass.derive || r.empty()) {
-      std::fill_n(tile_r, tile.elements, 0.0F);
-    }
-    if (pass.absorb != nullptr) {
-      const auto moved =
-          absorb_tile(kernels, geometry, tile, pass.x, arrived(tile, buffer), tile_r, *pass.absorb);
+    const bool absorbs = pass.derive || pass.absorb != nullptr;
+    if (absorbs) {
+      const auto moved = absorb_tile(kernels, geometry, tile, pass.x, arrived(tile, buffer), tile_r,
+                                     pass.derive ? nullptr : pass.absorb);
       if (!moved) {
         result.finite = false;
         continue;
@@ -270,7 +270,7 @@ void WeightsCodec::State::run_tiles(std::size_t turn, const Pass& pass, bool res
     Applied applied;
     if (pass.due != nullptr) {
       // Where no pass over the tile precedes this one, every entry is a cache miss.
-      if (const std::size_t next = t + 1; pass.absorb == nullptr && next < end) {
+      if (const std::size_t next = t + 1; !absorbs && next < end) {
         fetch_entries(*pass.due, next, w.data() + geometry.tiles(turn)[next].begin);
       }
       Pending tile_p;
@@ -430,10 +430,9 @@ Step WeightsCodec::encode(Views x, std::uint64_t number, float share_before) {
 void WeightsCodec::settle(Views x, const Due& due, float share_after) {
   check(state_->geometry, x);
   check(state_->geometry, due);
-  constexpr float kAny = 1.0F;  // of R = 0
   const bool derive = state_->r.empty();
   state_->keep_residual(x, share_after);
-  state_->run(due.turn(), {x, derive ? &kAny : nullptr, &due, false, &share_after, derive});
+  state_->run(due.turn(), {x, nullptr, &due, false, &share_after, derive});
 }
 
 void WeightsCodec::apply(const Due& due) {
@@ -492,14 +491,16 @@ std::vector<float> WeightsCodec::residual(std::size_t tensor) const {
 std::vector<TensorState> WeightsCodec::state(Views x, float share) {
   State& state = *state_;
   check(state.geometry, x);
-  Values r = derives_residual(x, share) ? Values() : state.r;
+  const bool derive = state.r.empty() || derives_residual(x, share);
+  Values r = state.r;
   r.resize(state.geometry.elements());
   for (std::size_t turn = 0; turn < state.geometry.turns(); ++turn) {
     state.for_each_tile(turn, [&](const Tile& tile, std::size_t, RunResult&) {
       TileBuffer buffer;
       // Of weights that are not finite, what was known before is the state.
       static_cast<void>(absorb_tile(state.kernels, state.geometry, tile, x,
-                                    state.arrived(tile, buffer), r.data() + tile.begin, share));
+                                    state.arrived(tile, buffer), r.data() + tile.begin,
+                                    derive ? nullptr : &share));
     });
   }
   std::vector<TensorState> result;

@@ -83,7 +83,7 @@ void adopt_tile(const kernels::KernelTable& kernels, const Geometry& geometry, c
 
 std::optional<double> absorb_tile(const kernels::KernelTable& kernels, const Geometry& geometry,
                                   const Tile& tile, std::span<const TensorView> x, const float* w,
-                                  float* r, float share) noexcept {
+                                  float* r, const float* share) noexcept {
   // All are looked at before any changes R.
   Buffer buffer;
   bool finite = true;
@@ -99,10 +99,14 @@ std::optional<double> absorb_tile(const kernels::KernelTable& kernels, const Geo
   double moved = 0.0;
   for (const Segment& segment : geometry.segments(tile)) {
     const TensorView& tensor = x[segment.tensor];
-    moved += kernels
-                 .absorb(tensor.dtype, where_gathered(geometry, segment, tensor, buffer),
-                         w + segment.tile_begin, r + segment.tile_begin, segment.elements, share)
-                 .absolute_sum;
+    const void* const weights = where_gathered(geometry, segment, tensor, buffer);
+    const float* const segment_w = w + segment.tile_begin;
+    float* const segment_r = r + segment.tile_begin;
+    const kernels::Move move =
+        share == nullptr
+            ? kernels.derive(tensor.dtype, weights, segment_w, segment_r, segment.elements)
+            : kernels.absorb(tensor.dtype, weights, segment_w, segment_r, segment.elements, *share);
+    moved += move.absolute_sum;
   }
   return moved;
 }

@@ -18,12 +18,12 @@ namespace distro::plugins {
 void adopt_tile(const kernels::KernelTable& kernels, const Geometry& geometry, const Tile& tile,
                 std::span<const TensorView> x, float* w) noexcept;
 
-/// R += x - (x as it was left). Returns the sum of |move|; nothing, and R is as it was, where not
-/// all |x| of the tile are below kernels::kLargestWeight.
+/// R += x - (x as it was left with this share); null: R = x - W. Returns the sum of |move|;
+/// nothing, and R is as it was, where not all |x| of the tile are below kernels::kLargestWeight.
 [[nodiscard]] std::optional<double> absorb_tile(const kernels::KernelTable& kernels,
                                                 const Geometry& geometry, const Tile& tile,
                                                 std::span<const TensorView> x, const float* w,
-                                                float* r, float share) noexcept;
+                                                float* r, const float* share) noexcept;
 
 /// x = W + share * R.
 void restore_tile(const kernels::KernelTable& kernels, const Geometry& geometry, const Tile& tile,

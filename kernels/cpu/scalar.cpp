@@ -16,9 +16,9 @@ namespace scalar {
 #include "kernels/cpu/body.inc"
 
 const KernelTable& kernel_table() noexcept {
-  static constexpr KernelTable kTable{Isa::scalar, absorb,   restore,    finite,  adopt,
-                                      select,      checksum, gather,     scatter, decay_and_add,
-                                      signs,       dct,      inverse_dct};
+  static constexpr KernelTable kTable{Isa::scalar,   absorb, derive,   restore,    finite,
+                                      adopt,         select, checksum, gather,     scatter,
+                                      decay_and_add, signs,  dct,      inverse_dct};
   return kTable;
 }
 

@@ -83,6 +83,25 @@ TEST(Kernels, AllInstructionSetsGiveTheSameBits) {
   }
 }
 
+TEST(Kernels, DerivingIsAbsorbingIntoNothing) {
+  for (const DType dtype : kDTypes) {
+    for (const Isa isa : isas()) {
+      for (const std::size_t n : kSizes) {
+        const Weights weights(dtype, n, 13);
+        const KernelTable& kernels = table(isa);
+        std::vector<float> expected(n);
+        const Move absorbed =
+            kernels.absorb(dtype, weights.x.data(), weights.w.data(), expected.data(), n, 0.35F);
+        std::vector<float> r(n, std::numeric_limits<float>::quiet_NaN());
+        const Move derived = kernels.derive(dtype, weights.x.data(), weights.w.data(), r.data(), n);
+        EXPECT_TRUE(same_bits(r, expected));
+        EXPECT_EQ(derived.absolute_sum, absorbed.absolute_sum);
+        EXPECT_EQ(derived.absolute_max, absorbed.absolute_max);
+      }
+    }
+  }
+}
+
 TEST(Kernels, ScatterBringsBackWhatWasGatheredHoweverItIsStored) {
   constexpr std::size_t kStride = 96;
   struct Case {
