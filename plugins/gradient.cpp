@@ -35,7 +35,10 @@ struct GradientCodec::State {
       : config(how),
         layout(shapes),
         kernels(kernels::table(how.isa)),
-        coder(layout.layout(), {how.k, how.value_bits}) {
+        coder(layout.layout(), {how.k, how.value_bits}),
+        finite(layout.layout().runs().size()),
+        staging(coder.staging_bytes()),
+        bits(layout.layout().runs().size()) {
     if (!(how.beta >= 0.0F && how.beta <= 1.0F)) {
       throw std::invalid_argument(fmt::format("beta is {}; allowed: 0 to 1", how.beta));
     }
@@ -45,8 +48,7 @@ struct GradientCodec::State {
   void check(std::span<const Contribution> contributions) const;
   void check(std::span<const std::uint32_t> non_finite) const;
   void check(std::span<Residual* const> residuals, bool or_empty) const;
-  [[nodiscard]] std::vector<std::uint32_t> find_non_finite(
-      std::span<const TensorView> gradients) const;
+  [[nodiscard]] std::vector<std::uint32_t> find_non_finite(std::span<const TensorView> gradients);
   /// Runs task(run) for every run of tiles.
   template <class Task>
   void for_each_run(const Task& task) const;
@@ -60,6 +62,10 @@ struct GradientCodec::State {
   GradientLayout layout;
   const kernels::KernelTable& kernels;
   RecordCoder coder;
+  // Of one encode(), kept so that it allocates what it returns only.
+  std::vector<std::uint8_t> finite;  // by run
+  std::vector<std::byte> staging;
+  std::vector<std::size_t> bits;  // by run
 };
 
 void GradientCodec::State::check(std::span<const TensorView> tensors) const {
@@ -123,9 +129,8 @@ void GradientCodec::State::for_each_run(const Task& task) const {
 }
 
 std::vector<std::uint32_t> GradientCodec::State::find_non_finite(
-    std::span<const TensorView> gradients) const {
+    std::span<const TensorView> gradients) {
   const std::span<const TileRun> runs = layout.layout().runs();
-  std::vector<std::uint8_t> finite(runs.size());
   for_each_run([&](std::size_t run) {
     // A tile has as many elements as values: taken in memory order, tiles cover the tensor too.
     const auto tiles = layout.tiles(runs[run]);
@@ -174,7 +179,7 @@ std::size_t GradientCodec::tensor_elements(std::size_t tensor) const noexcept {
 
 EncodedGradients GradientCodec::encode(std::span<const TensorView> gradients,
                                        std::span<Residual* const> residuals) const {
-  const State& state = *state_;
+  State& state = *state_;
   state.check(gradients);
   state.check(residuals, true);
   for (std::size_t tensor = 0; tensor < residuals.size(); ++tensor) {
@@ -183,14 +188,12 @@ EncodedGradients GradientCodec::encode(std::span<const TensorView> gradients,
   EncodedGradients encoded;
   encoded.non_finite = state.find_non_finite(gradients);
 
-  std::vector<std::byte> staging(state.coder.staging_bytes());
-  std::vector<std::size_t> bits(state.layout.layout().runs().size());
   state.for_each_run([&](std::size_t run) {
     const TileRun& tiles = state.layout.layout().runs()[run];
     const std::size_t tensor = state.tensor_of(tiles);
     const bool finite = !std::binary_search(encoded.non_finite.begin(), encoded.non_finite.end(),
                                             static_cast<std::uint32_t>(tensor));
-    RunWriter writer = state.coder.writer(run, staging);
+    RunWriter writer = state.coder.writer(run, state.staging);
     std::array<std::uint16_t, kernels::kTileElements> index{};
     EncodeScratch scratch;
     for (const GradientTile& tile : state.layout.tiles(tiles)) {
@@ -204,9 +207,9 @@ EncodedGradients GradientCodec::encode(std::span<const TensorView> gradients,
       }
       writer.add(std::span(index).first(count), m);
     }
-    bits[run] = writer.finish();
+    state.bits[run] = writer.finish();
   });
-  encoded.record = state.coder.assemble(staging, bits);
+  encoded.record = state.coder.assemble(state.staging, state.bits);
   static_cast<ParsedRecord&>(encoded.own) = state.coder.parse(encoded.record);
   state.subtract(encoded.own, residuals);
   return encoded;

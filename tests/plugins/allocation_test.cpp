@@ -116,12 +116,48 @@ TEST_P(WeightsAllocation, IsOfWhatIsReturnedOnly) {
   }
 }
 
+struct Words {
+  float share = 0.0F;
+  std::uint32_t spread_steps = 0;
+  std::size_t words = 0;
+};
+
+class WeightsMemory : public Allocation, public testing::WithParamInterface<Words> {};
+
+TEST_P(WeightsMemory, IsOfWRAndPAndAFiftiethBeside) {
+  const auto [share, spread_steps, words] = GetParam();
+  constexpr std::size_t kWeights = std::size_t{1} << 21;
+  constexpr std::size_t kTurns = 4;
+  Module module({{kWeights, DType::f32}});
+  const std::vector<TensorView> x = module.views();
+  WeightsConfig config{10, 1};
+  config.arena = &arena_;
+  config.spread_steps = spread_steps;
+  const std::size_t before = test::allocated_bytes();
+  WeightsCodec codec(module.geometry(kTurns), config);
+  codec.begin(x);
+  ParsedRecord own;
+  std::mt19937 random(1);
+  for (std::uint64_t number = 1; number <= kTurns + 1; ++number) {
+    module.set(0, random() % kWeights, 1.0);
+    const Contribution contributions[] = {{&own, 1.0F}};
+    const Due due{contributions, 0, 1.7F};
+    const Step step = codec.advance(x, number, number > 1 ? &due : nullptr, share, share);
+    own = codec.parse(step.record, number);
+  }
+  const std::size_t bytes = test::allocated_bytes() - before;
+  EXPECT_GE(bytes, words * sizeof(float) * kWeights);
+  EXPECT_LE(static_cast<double>(bytes),
+            1.02 * static_cast<double>(words * sizeof(float) * kWeights));
+}
+
+INSTANTIATE_TEST_SUITE_P(Shares, WeightsMemory,
+                         testing::Values(Words{0.5F, 0, 2}, Words{1.0F, 0, 1}, Words{1.0F, 12, 2},
+                                         Words{0.5F, 12, 3}));
+
 INSTANTIATE_TEST_SUITE_P(Turns, WeightsAllocation, testing::Values(1, 16));
 
-TEST_F(Allocation, OfGradientsDoesNotGrowWithThem) {
-  // Beside what is returned: whether each run is finite, the staging memory, and the bits of each
-  // run in it.
-  constexpr std::size_t kScratch = 3;
+TEST_F(Allocation, OfGradientsIsOfWhatIsReturnedOnly) {
   constexpr std::size_t kBefore = 1;
   const std::vector<GradientTensor> few{{{5000}, DType::f32}, {{17}, DType::bf16}};
   const std::vector<GradientTensor> many(140, {{41, 100}, DType::f32});
@@ -147,7 +183,7 @@ TEST_F(Allocation, OfGradientsDoesNotGrowWithThem) {
         EXPECT_EQ(in_arena([&] { rank.codec.take_back(encoded.own, {}, residuals); }), 0U);
         EXPECT_EQ(parse, kParsed);
         if (step > 0) {  // at first the residuals are made
-          EXPECT_EQ(encode, kRecord + kParsed + kBefore + kScratch);
+          EXPECT_EQ(encode, kRecord + kParsed + kBefore);
         }
       }
     }

@@ -1,5 +1,7 @@
 #include "allocations.h"
 
+#include <malloc.h>
+
 #include <atomic>
 #include <cstdlib>
 #include <new>
@@ -7,6 +9,7 @@
 namespace {
 
 std::atomic<std::size_t> count{0};
+std::atomic<std::size_t> live_bytes{0};
 
 void* allocate(std::size_t bytes, std::size_t alignment) {
   count.fetch_add(1, std::memory_order_relaxed);
@@ -16,12 +19,19 @@ void* allocate(std::size_t bytes, std::size_t alignment) {
   if (memory == nullptr) {
     throw std::bad_alloc();
   }
+  live_bytes.fetch_add(malloc_usable_size(memory), std::memory_order_relaxed);
   return memory;
+}
+
+void release(void* memory) noexcept {
+  live_bytes.fetch_sub(malloc_usable_size(memory), std::memory_order_relaxed);
+  std::free(memory);
 }
 
 }  // namespace
 
 std::size_t distro::test::allocations() noexcept { return count.load(); }
+std::size_t distro::test::allocated_bytes() noexcept { return live_bytes.load(); }
 
 // The other forms call these, or (with AddressSanitizer) are replaced together.
 void* operator new(std::size_t bytes) { return allocate(bytes, __STDCPP_DEFAULT_NEW_ALIGNMENT__); }
@@ -35,7 +45,7 @@ void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
     return nullptr;
   }
 }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory) noexcept { release(memory); }
+void operator delete(void* memory, std::size_t) noexcept { release(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { release(memory); }
 void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }

@@ -8,4 +8,7 @@ namespace distro::test {
 /// new.
 [[nodiscard]] std::size_t allocations() noexcept;
 
+/// Bytes that are allocated now.
+[[nodiscard]] std::size_t allocated_bytes() noexcept;
+
 }  // namespace distro::test
