@@ -3,7 +3,8 @@
 The two are interleaved in one run. One set of processes holds a model on either backend and takes
 turns: some steps with gloo, some with distro, and some without any communication, again and again,
 so that whatever else the machine does hits all alike. Prints JSON: medians in seconds, the ratios,
-and where a step of distro goes (encode, decode, wait: of the backend's own clocks).
+and where a step of distro goes (encode, decode, wait: of the backend's own clocks). With more of
+torch's threads than cores it shows whether the codec's threads get in their way.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ def build(args: argparse.Namespace, backend: str) -> tuple[nn.Module, torch.opti
 
 def train(rank: int, ranks: int, args: argparse.Namespace) -> dict[str, Any]:
     """Seconds of each step by backend, and the counters of distro's group."""
+    if args.torch_threads > 0:
+        torch.set_num_threads(args.torch_threads)
     dist.init_process_group("gloo")
     generator = torch.Generator().manual_seed(rank)
     seconds: dict[str, list[float]] = {backend: [] for backend in ("none", "gloo", "distro")}
@@ -52,7 +55,11 @@ def train(rank: int, ranks: int, args: argparse.Namespace) -> dict[str, Any]:
                     seconds[backend].append(time.perf_counter() - begin)
     wrapped = built["distro"][0]
     assert isinstance(wrapped, DistributedDataParallel)
-    return {"seconds": seconds, "stats": torch_distro.stats(wrapped.process_group)}
+    return {
+        "seconds": seconds,
+        "stats": torch_distro.stats(wrapped.process_group),
+        "torch_threads": torch.get_num_threads(),
+    }
 
 
 def main() -> None:
@@ -62,6 +69,7 @@ def main() -> None:
         ("block", 64), ("layers", 2), ("heads", 6), ("width", 192),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--torch-threads", type=int, default=0, help="of each rank (0: as torch)")
     args = parser.parse_args()
     results = run_ranks(args.ranks, train, args)
     medians = {
@@ -74,6 +82,7 @@ def main() -> None:
         json.dumps(
             {
                 "ranks": args.ranks,
+                "torch_threads": results[0]["torch_threads"],
                 "step_seconds_median": medians,
                 "distro_to_gloo": medians["distro"] / medians["gloo"],
                 "distro_to_no_communication": medians["distro"] / medians["none"],

@@ -73,6 +73,7 @@ def _row(benchmark: dict[str, Any]) -> dict[str, Any]:
         "floor_bytes_a_parameter",
         "bits_a_tile",
         "entropy_bits_a_tile",
+        "slower_to_faster",
     )
     return {
         "row": benchmark["name"].removesuffix("/manual_time"),

@@ -96,6 +96,7 @@ struct Row {
   float share = 0.5F;
   std::uint32_t spread = 0;
   Transform transform = Transform::dct;
+  tbb::task_arena* arena = nullptr;  ///< Of the codec; null: the caller's.
 };
 
 std::vector<Contribution> contributions_of(const std::vector<ParsedRecord>& records) {
@@ -118,8 +119,11 @@ class Weights {
         values_(row.elements),
         x_(row.elements * kernels::size_of(row.dtype)),
         views_{{x_.data(), row.dtype, row.elements}},
-        codec_(Geometry(std::vector{row.elements}, row.turns),
-               {.k = row.k, .value_bits = 1, .isa = row.isa, .spread_steps = row.spread}) {
+        codec_(Geometry(std::vector{row.elements}, row.turns), {.k = row.k,
+                                                                .value_bits = 1,
+                                                                .isa = row.isa,
+                                                                .arena = row.arena,
+                                                                .spread_steps = row.spread}) {
     codec_.begin(views_);
     for (std::size_t peer = 0; peer < row.peers; ++peer) {
       move();
@@ -228,6 +232,42 @@ class Gradients {
   std::vector<Contribution> contributions_;
 };
 
+/// Two modules, of half of the weights each, whose syncs run at the same time in one arena.
+class Modules {
+ public:
+  explicit Modules(const Row& row) : arena_(row.threads), one_(half(row)), other_(half(row)) {}
+
+  void move() {
+    one_.move();
+    other_.move();
+  }
+  void sync() {
+    double other = 0.0;
+    double one = 0.0;
+    std::jthread thread([&] { other = seconds([&] { other_.sync(); }); });
+    one = seconds([&] { one_.sync(); });
+    thread.join();
+    slower_to_faster_.push_back(std::max(one, other) / std::min(one, other));
+  }
+  void take_own() {
+    one_.take_own();
+    other_.take_own();
+  }
+  [[nodiscard]] double slower_to_faster() const { return median(slower_to_faster_); }
+
+ private:
+  [[nodiscard]] Row half(Row row) {
+    row.elements /= 2;
+    row.arena = &arena_;
+    return row;
+  }
+
+  tbb::task_arena arena_;
+  Weights one_;
+  Weights other_;
+  std::vector<double> slower_to_faster_;
+};
+
 /// Of memory that nobody uses.
 std::size_t free_bytes() {
   return static_cast<std::size_t>(sysconf(_SC_AVPHYS_PAGES)) *
@@ -294,6 +334,8 @@ void add(const std::string& name, const Row& row, double floor_bytes,
     state.counters["bytes_a_parameter"] = 8.0 * state.counters["ratio"];
     if constexpr (std::is_same_v<Subject, Weights>) {
       subject.count_bits(state);
+    } else if constexpr (std::is_same_v<Subject, Modules>) {
+      state.counters["slower_to_faster"] = subject.slower_to_faster();
     }
   })->UseManualTime();
 }
@@ -323,10 +365,11 @@ double apply_bytes(const Row& row) {
   return 2 * sizeof(float) * touched;
 }
 
+template <class Subject = Weights>
 void add_sync(const std::string& name, const Row& row) {
-  add<Weights>(name, row, sync_bytes(row),
-               {[](Weights& weights) { weights.sync(); }, [](Weights& weights) { weights.move(); },
-                [](Weights& weights) { weights.take_own(); }});
+  add<Subject>(name, row, sync_bytes(row),
+               {[](Subject& subject) { subject.sync(); }, [](Subject& subject) { subject.move(); },
+                [](Subject& subject) { subject.take_own(); }});
 }
 
 Row row_of_default(std::size_t elements, int threads) {
@@ -382,8 +425,11 @@ void add_instruction_sets() {
 }
 
 void add_types_and_sizes() {
+  add_sync<Modules>("weights_sync_one_span/modules:2", {.threads = 2, .k = kGradientK});
   add_sync("weights_sync/dtype:bf16",
            {.dtype = kernels::DType::bf16, .turns = default_turns(kWeightsK)});
+  add_sync("weights_sync/dtype:f16",
+           {.dtype = kernels::DType::f16, .turns = default_turns(kWeightsK)});
   constexpr std::size_t kMiB = std::size_t{1} << 20;
   for (const std::size_t bytes : {kMiB / 16, kMiB, 16 * kMiB, 128 * kMiB, 1024 * kMiB}) {
     if (6 * bytes > free_bytes()) {  // x, W, R, two of the memcpy, values on their way
