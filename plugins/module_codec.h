@@ -63,7 +63,7 @@ struct Step {
 struct TensorState {
   std::vector<float> reference;
   std::vector<float> residual;
-  std::vector<float> pending;  ///< Empty where no gain is spread.
+  std::vector<float> pending;  ///< Empty where no gain was spread.
 };
 
 /// Whether absorbing a move changes what x has to be. With shares of 1 x is W + R before and after

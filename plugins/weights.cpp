@@ -89,8 +89,7 @@ struct WeightsCodec::State {
         kernels(kernels::table(how.isa)),
         arena(how.arena),
         spread_steps(how.spread_steps),
-        w(geometry.elements()),
-        pending(spread_steps > 0 ? geometry.elements() : 0) {
+        w(geometry.elements()) {
     std::size_t most_runs = 0;
     std::size_t most_staged = 0;
     for (std::size_t turn = 0; turn < geometry.turns(); ++turn) {
@@ -142,6 +141,8 @@ struct WeightsCodec::State {
   [[nodiscard]] Step step(std::uint64_t number, Pass pass);
   /// From now on R is kept, unless it need not be (ModuleCodec) with this share.
   void keep_residual(std::span<const TensorView> x, float share);
+  /// From now on P is kept, if what this exchange adds is spread.
+  void keep_pending(const Due& due);
   /// R is not kept any more, where it need not be. All of x has been left with this share.
   void drop_residual(std::span<const TensorView> x, float share);
   /// Runs task(tile, number of the tile in its turn, result of its run) for every tile of a turn.
@@ -164,7 +165,7 @@ struct WeightsCodec::State {
   std::uint32_t spread_steps;
   Values w;
   Values r;        // empty: what x is ahead of W
-  Values pending;  // P; empty where no gain is spread
+  Values pending;  // P; empty: no gain was spread so far
   std::uint64_t checksum = 0;
   // Kept between steps, so that a step allocates nothing but the record that it returns.
   std::vector<std::byte> staging;
@@ -218,6 +219,12 @@ std::optional<std::size_t> WeightsCodec::State::find_non_finite(std::span<const 
 void WeightsCodec::State::keep_residual(std::span<const TensorView> x, float share) {
   if (r.empty() && !derives_residual(x, share)) {
     r.resize(geometry.elements());
+  }
+}
+
+void WeightsCodec::State::keep_pending(const Due& due) {
+  if (spread_steps > 0 && spread(due.gain, spread_steps, geometry.turns()).gain > 0.0F) {
+    pending.resize(geometry.elements());
   }
 }
 
@@ -315,6 +322,9 @@ WeightsCodec::State::Seen WeightsCodec::State::run(std::size_t turn, const Pass&
 
 Step WeightsCodec::State::step(std::uint64_t number, Pass pass) {
   const std::size_t turn = geometry.turn_of(number);
+  if (pass.due != nullptr) {
+    keep_pending(*pass.due);
+  }
   if (pass.restore != nullptr) {
     keep_residual(pass.x, *pass.restore);
   }
@@ -431,12 +441,14 @@ void WeightsCodec::settle(Views x, const Due& due, float share_after) {
   check(state_->geometry, x);
   check(state_->geometry, due);
   const bool derive = state_->r.empty();
+  state_->keep_pending(due);
   state_->keep_residual(x, share_after);
   state_->run(due.turn(), {x, nullptr, &due, false, &share_after, derive});
 }
 
 void WeightsCodec::apply(const Due& due) {
   check(state_->geometry, due);
+  state_->keep_pending(due);
   state_->run(due.turn(), {{}, nullptr, &due, false, nullptr});
 }
 
@@ -524,11 +536,11 @@ void WeightsCodec::restore_state(std::size_t tensor, std::span<const float> refe
   state.to_tensor(tensor, reference, state.w);
   state.r.resize(state.geometry.elements());
   state.to_tensor(tensor, residual, state.r);
-  if (!state.pending.empty()) {
-    state.to_tensor(tensor,
-                    pending.empty() ? std::vector<float>(reference.size())
-                                    : std::vector<float>(pending.begin(), pending.end()),
-                    state.pending);
+  if (!pending.empty() && state.spread_steps > 0) {
+    state.pending.resize(state.geometry.elements());
+    state.to_tensor(tensor, pending, state.pending);
+  } else if (!state.pending.empty()) {
+    state.to_tensor(tensor, std::vector<float>(reference.size()), state.pending);
   }
 }
 

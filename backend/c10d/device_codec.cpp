@@ -83,9 +83,6 @@ DeviceCodec::DeviceCodec(plugins::Geometry geometry, const plugins::WeightsConfi
   const auto options = at::TensorOptions().device(device_);
   w_ = at::zeros({slots}, options.dtype(at::kFloat));
   r_ = at::zeros({slots}, options.dtype(at::kFloat));
-  if (config.spread_steps > 0) {
-    pending_ = at::zeros({slots}, options.dtype(at::kFloat));
-  }
   lane_ = at::arange(kTile - 1, -1, -1, options.dtype(at::kLong)).mul_(1 << kIndexShift);
 }
 
@@ -210,6 +207,13 @@ void DeviceCodec::restore(const Chunks& chunks, float share, bool touched_only) 
   }
 }
 
+void DeviceCodec::keep_pending(const plugins::Due& due) {
+  const float held = plugins::spread(due.gain, config_.spread_steps, geometry_.turns()).gain;
+  if (config_.spread_steps > 0 && held > 0.0F && !pending_.defined()) {
+    pending_ = at::zeros_like(w_);
+  }
+}
+
 bool DeviceCodec::touches_only(Views x, float share_after, bool derive) const noexcept {
   return derive && !pending_.defined() && plugins::derives_residual(x, share_after);
 }
@@ -223,6 +227,8 @@ void DeviceCodec::drop_residual(Views x, float share) noexcept {
 }
 
 void DeviceCodec::move_reference(const plugins::Due& due) {
+  const float held = plugins::spread(due.gain, config_.spread_steps, geometry_.turns()).gain;
+  keep_pending(due);
   const std::size_t turn = due.turn();
   const std::int64_t first_slot = turns_[turn].layout.first_slot();
   const std::size_t runs = geometry_.runs(turn).size();
@@ -277,7 +283,6 @@ void DeviceCodec::move_reference(const plugins::Due& due) {
   }
   w_.index_copy_(0, index, values.to(device_, /*non_blocking=*/true));
   if (pending_.defined()) {
-    const float held = plugins::spread(due.gain, config_.spread_steps, geometry_.turns()).gain;
     std::vector<float> sums;
     for (const Touched& touched : std::span(touched_).first(runs)) {
       sums.insert(sums.end(), touched.sum.begin(), touched.sum.end());
@@ -360,6 +365,9 @@ plugins::Step DeviceCodec::step(Views x, std::uint64_t number, const plugins::Du
   // The weights of the exchange that is due had the turn before.
   const bool two_turns = due != nullptr && due->turn() != turn;
   const Chunks of_due = two_turns ? chunks(due->turn(), x) : Chunks{};
+  if (due != nullptr) {
+    keep_pending(*due);
+  }
   if (share_after != nullptr) {
     keep_residual(x, *share_after);
   }
@@ -533,6 +541,9 @@ void DeviceCodec::restore_state(std::size_t tensor, std::span<const float> refer
   check_state(geometry_, kernels::table(config_.isa), tensor, reference, residual, pending);
   const PlainArithmetic plain;
   derives_ = false;
+  if (!pending.empty() && config_.spread_steps > 0 && !pending_.defined()) {
+    pending_ = at::zeros_like(w_);
+  }
   const at::Tensor w = to_device(reference, at::kFloat, device_);
   const at::Tensor r = to_device(residual, at::kFloat, device_);
   const at::Tensor p =

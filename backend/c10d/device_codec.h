@@ -81,9 +81,10 @@ class DeviceCodec final : public plugins::ModuleCodec {
   /// Whether x is W + R before as after, but for what the exchange changes.
   [[nodiscard]] bool touches_only(Views x, float share_after, bool derive) const noexcept;
   void restore(const Chunks& chunks, float share, bool touched_only) const;
-  /// WeightsCodec keeps no R where it need not; here it has its memory all the same, but the same
-  /// bits.
+  /// WeightsCodec keeps no R and P where it need not; here R has its memory all the same, but the
+  /// same bits.
   void keep_residual(Views x, float share) noexcept;
+  void keep_pending(const plugins::Due& due);
   void drop_residual(Views x, float share) noexcept;
   void move_reference(const plugins::Due& due);
   void take_from_residual(const plugins::ParsedRecord& own);
@@ -104,7 +105,7 @@ class DeviceCodec final : public plugins::ModuleCodec {
   std::vector<Turn> turns_;
   at::Tensor w_;        // [slots] fp32
   at::Tensor r_;        // [slots] fp32
-  at::Tensor pending_;  // P, [slots] fp32; undefined where no gain is spread
+  at::Tensor pending_;  // P, [slots] fp32; undefined: no gain was spread so far
   at::Tensor
       touched_slots_;    // [entries] int64: where the last exchange changed W; undefined: nowhere
   bool derives_ = true;  // R is what x is ahead of W

@@ -119,13 +119,14 @@ TEST_P(WeightsAllocation, IsOfWhatIsReturnedOnly) {
 struct Words {
   float share = 0.0F;
   std::uint32_t spread_steps = 0;
+  float gain = 1.0F;
   std::size_t words = 0;
 };
 
 class WeightsMemory : public Allocation, public testing::WithParamInterface<Words> {};
 
 TEST_P(WeightsMemory, IsOfWRAndPAndAFiftiethBeside) {
-  const auto [share, spread_steps, words] = GetParam();
+  const auto [share, spread_steps, gain, words] = GetParam();
   constexpr std::size_t kWeights = std::size_t{1} << 21;
   constexpr std::size_t kTurns = 4;
   Module module({{kWeights, DType::f32}});
@@ -141,7 +142,7 @@ TEST_P(WeightsMemory, IsOfWRAndPAndAFiftiethBeside) {
   for (std::uint64_t number = 1; number <= kTurns + 1; ++number) {
     module.set(0, random() % kWeights, 1.0);
     const Contribution contributions[] = {{&own, 1.0F}};
-    const Due due{contributions, 0, 1.7F};
+    const Due due{contributions, 0, gain};
     const Step step = codec.advance(x, number, number > 1 ? &due : nullptr, share, share);
     own = codec.parse(step.record, number);
   }
@@ -152,8 +153,9 @@ TEST_P(WeightsMemory, IsOfWRAndPAndAFiftiethBeside) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Shares, WeightsMemory,
-                         testing::Values(Words{0.5F, 0, 2}, Words{1.0F, 0, 1}, Words{1.0F, 12, 2},
-                                         Words{0.5F, 12, 3}));
+                         testing::Values(Words{0.5F, 0, 1.7F, 2}, Words{1.0F, 0, 1.7F, 1},
+                                         Words{1.0F, 12, 1.7F, 2}, Words{1.0F, 12, 1.0F, 1},
+                                         Words{0.5F, 12, 1.0F, 2}, Words{0.5F, 12, 1.7F, 3}));
 
 INSTANTIATE_TEST_SUITE_P(Turns, WeightsAllocation, testing::Values(1, 16));
 
