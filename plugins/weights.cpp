@@ -4,6 +4,7 @@
 #include <array>
 #include <atomic>
 #include <limits>
+#include <stdexcept>
 #include <utility>
 
 #include "kernels/aligned.h"
@@ -116,11 +117,12 @@ struct WeightsCodec::State {
     const Due* due = nullptr;
     bool select = false;
     const float* restore = nullptr;  ///< share after
-    bool derive = false;             ///< R is what x is ahead of W, and nothing is absorbed.
+    bool derive = false;  ///< R is computed as what x is ahead of W, and nothing is absorbed.
+    bool ahead = false;   ///< x is W + R before the exchange.
 
     /// Whether x is W + R before as after, but for what the exchange changes.
     [[nodiscard]] bool restores_touched() const noexcept {
-      return derive && restore != nullptr && derives_residual(x, *restore);
+      return ahead && restore != nullptr && derives_residual(x, *restore);
     }
   };
 
@@ -143,6 +145,8 @@ struct WeightsCodec::State {
   void keep_residual(std::span<const TensorView> x, float share);
   /// From now on P is kept, if what this exchange adds is spread.
   void keep_pending(const Due& due);
+  /// The weights of a turn have been left with this share: where these are all, drop_residual().
+  void all_left(std::span<const TensorView> x, float share);
   /// R is not kept any more, where it need not be. All of x has been left with this share.
   void drop_residual(std::span<const TensorView> x, float share);
   /// Runs task(tile, number of the tile in its turn, result of its run) for every tile of a turn.
@@ -166,6 +170,7 @@ struct WeightsCodec::State {
   Values w;
   Values r;        // empty: what x is ahead of W
   Values pending;  // P; empty: no gain was spread so far
+  bool encoded_ahead = false;  // Pass::ahead of the step before
   std::uint64_t checksum = 0;
   // Kept between steps, so that a step allocates nothing but the record that it returns.
   std::vector<std::byte> staging;
@@ -228,9 +233,15 @@ void WeightsCodec::State::keep_pending(const Due& due) {
   }
 }
 
+void WeightsCodec::State::all_left(std::span<const TensorView> x, float share) {
+  if (geometry.turns() == 1) {
+    drop_residual(x, share);
+  }
+}
+
 void WeightsCodec::State::drop_residual(std::span<const TensorView> x, float share) {
   if (derives_residual(x, share)) {
-    r = {};
+    r = Values();  // which gives its memory back
   }
 }
 
@@ -329,6 +340,7 @@ Step WeightsCodec::State::step(std::uint64_t number, Pass pass) {
     keep_residual(pass.x, *pass.restore);
   }
   pass.derive = r.empty() || derives_residual(pass.x, *pass.absorb);
+  pass.ahead = encoded_ahead = pass.derive;
   // The weights of the exchange that is due had the turn before.
   const bool two_turns = pass.due != nullptr && pass.due->turn() != turn;
   Step step;
@@ -355,6 +367,9 @@ Step WeightsCodec::State::step(std::uint64_t number, Pass pass) {
     step.record = in_arena(arena, [&] {
       return coders[turn].assemble(staging, std::span(bits).first(geometry.runs(turn).size()));
     });
+  }
+  if (pass.restore != nullptr) {
+    all_left(pass.x, *pass.restore);
   }
   return step;
 }
@@ -409,7 +424,7 @@ std::optional<std::size_t> WeightsCodec::begin(Views x) {
     });
   }
   std::ranges::fill(state.r, 0.0F);
-  std::ranges::fill(state.pending, 0.0F);
+  state.pending = Values();  // on all ranks: who has P writes other weights than who has none
   rehash();
   return std::nullopt;
 }
@@ -440,10 +455,16 @@ Step WeightsCodec::encode(Views x, std::uint64_t number, float share_before) {
 void WeightsCodec::settle(Views x, const Due& due, float share_after) {
   check(state_->geometry, x);
   check(state_->geometry, due);
-  const bool derive = state_->r.empty();
-  state_->keep_pending(due);
-  state_->keep_residual(x, share_after);
-  state_->run(due.turn(), {x, nullptr, &due, false, &share_after, derive});
+  State& state = *state_;
+  const bool derive = state.r.empty();
+  state.keep_pending(due);
+  state.keep_residual(x, share_after);
+  const State::Pass pass{x,      nullptr, &due, false, &share_after,
+                         derive, derive || state.encoded_ahead};
+  if (!state.run(due.turn(), pass).finite) {
+    throw std::logic_error("weights have changed between encode() and settle()");
+  }
+  state.all_left(x, share_after);
 }
 
 void WeightsCodec::apply(const Due& due) {
@@ -470,7 +491,7 @@ void WeightsCodec::reshare(Views x, float share_before, float share_after) {
   state_->keep_residual(x, share_after);
   const bool derive = state_->r.empty() || derives_residual(x, share_before);
   for (std::size_t turn = 0; turn < state_->geometry.turns(); ++turn) {
-    state_->run(turn, {x, &share_before, nullptr, false, &share_after, derive});
+    state_->run(turn, {x, &share_before, nullptr, false, &share_after, derive, derive});
   }
   state_->drop_residual(x, share_after);
 }
@@ -509,10 +530,11 @@ std::vector<TensorState> WeightsCodec::state(Views x, float share) {
   for (std::size_t turn = 0; turn < state.geometry.turns(); ++turn) {
     state.for_each_tile(turn, [&](const Tile& tile, std::size_t, RunResult&) {
       TileBuffer buffer;
-      // Of weights that are not finite, what was known before is the state.
-      static_cast<void>(absorb_tile(state.kernels, state.geometry, tile, x,
-                                    state.arrived(tile, buffer), r.data() + tile.begin,
-                                    derive ? nullptr : &share));
+      float* const tile_r = r.data() + tile.begin;
+      if (!absorb_tile(state.kernels, state.geometry, tile, x, state.arrived(tile, buffer), tile_r,
+                       derive ? nullptr : &share)) {
+        std::fill_n(tile_r, tile.elements, std::numeric_limits<float>::quiet_NaN());
+      }
     });
   }
   std::vector<TensorState> result;

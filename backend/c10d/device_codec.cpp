@@ -152,9 +152,7 @@ std::optional<std::size_t> DeviceCodec::begin(Views x) {
     }
   }
   r_.zero_();
-  if (pending_.defined()) {
-    pending_.zero_();
-  }
+  pending_ = at::Tensor();
   rehash();
   return std::nullopt;
 }
@@ -214,12 +212,18 @@ void DeviceCodec::keep_pending(const plugins::Due& due) {
   }
 }
 
-bool DeviceCodec::touches_only(Views x, float share_after, bool derive) const noexcept {
-  return derive && !pending_.defined() && plugins::derives_residual(x, share_after);
+bool DeviceCodec::touches_only(Views x, float share_after, bool ahead) const noexcept {
+  return ahead && !pending_.defined() && plugins::derives_residual(x, share_after);
 }
 
 void DeviceCodec::keep_residual(Views x, float share) noexcept {
   derives_ = derives_ && plugins::derives_residual(x, share);
+}
+
+void DeviceCodec::all_left(Views x, float share) noexcept {
+  if (geometry_.turns() == 1) {
+    drop_residual(x, share);
+  }
 }
 
 void DeviceCodec::drop_residual(Views x, float share) noexcept {
@@ -360,6 +364,7 @@ plugins::Step DeviceCodec::step(Views x, std::uint64_t number, const plugins::Du
     check(geometry_, *due);
   }
   const PlainArithmetic plain;
+  touched_slots_ = at::Tensor();
   const std::size_t turn = geometry_.turn_of(number);
   const Chunks of_turn = chunks(turn, x);
   // The weights of the exchange that is due had the turn before.
@@ -372,6 +377,7 @@ plugins::Step DeviceCodec::step(Views x, std::uint64_t number, const plugins::Du
     keep_residual(x, *share_after);
   }
   const bool derive = derives_ || plugins::derives_residual(x, share_before);
+  encoded_ahead_ = derive;
   const bool touched_only = share_after != nullptr && touches_only(x, *share_after, derive);
   if (!finite({&of_turn, &of_due})) {
     return {{}, 0.0, first_non_finite(x)};
@@ -395,6 +401,9 @@ plugins::Step DeviceCodec::step(Views x, std::uint64_t number, const plugins::Du
     step.record = write(turn, to_host(keys));
   }
   step.move_mean = plugins::mean_move(geometry_, number, moved.item<double>());
+  if (share_after != nullptr) {
+    all_left(x, *share_after);
+  }
   return step;
 }
 
@@ -416,9 +425,10 @@ void DeviceCodec::settle(Views x, const plugins::Due& due, float share_after) {
   check(geometry_, x);
   apply(due);
   const PlainArithmetic plain;
-  const bool derive = derives_;
+  const bool ahead = derives_ || encoded_ahead_;
   keep_residual(x, share_after);
-  restore(chunks(due.turn(), x), share_after, touches_only(x, share_after, derive));
+  restore(chunks(due.turn(), x), share_after, touches_only(x, share_after, ahead));
+  all_left(x, share_after);
 }
 
 void DeviceCodec::exchange(const plugins::Due& due) {

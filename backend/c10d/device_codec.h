@@ -79,12 +79,13 @@ class DeviceCodec final : public plugins::ModuleCodec {
   [[nodiscard]] at::Tensor absorb(const Chunks& chunks, float share, bool derive,
                                   const at::Tensor& residual) const;
   /// Whether x is W + R before as after, but for what the exchange changes.
-  [[nodiscard]] bool touches_only(Views x, float share_after, bool derive) const noexcept;
+  [[nodiscard]] bool touches_only(Views x, float share_after, bool ahead) const noexcept;
   void restore(const Chunks& chunks, float share, bool touched_only) const;
   /// WeightsCodec keeps no R and P where it need not; here R has its memory all the same, but the
   /// same bits.
   void keep_residual(Views x, float share) noexcept;
   void keep_pending(const plugins::Due& due);
+  void all_left(Views x, float share) noexcept;
   void drop_residual(Views x, float share) noexcept;
   void move_reference(const plugins::Due& due);
   void take_from_residual(const plugins::ParsedRecord& own);
@@ -108,6 +109,7 @@ class DeviceCodec final : public plugins::ModuleCodec {
   at::Tensor pending_;  // P, [slots] fp32; undefined: no gain was spread so far
   at::Tensor
       touched_slots_;    // [entries] int64: where the last exchange changed W; undefined: nowhere
+  bool encoded_ahead_ = false;  // x was W + R at the step before
   bool derives_ = true;  // R is what x is ahead of W
   at::Tensor lane_;      // [4096] int64: a key's part that says which entry of the tile
   std::uint64_t checksum_ = 0;

@@ -486,8 +486,18 @@ void WeightsExchange::load(const ModuleState& state, Views x) {
     }
     codec_->restore_state(tensor, state.reference[tensor], state.residual[tensor], pending);
   }
+  if (state.share == kNoShareYet) {
+    // All ranks had the same weights, and R is the optimizer's move since: x has all of it, and the
+    // next exchange takes it from there.
+    codec_->leave(x, 1.0F);
+    for (std::size_t tensor = 0; tensor < tensors().size(); ++tensor) {
+      const std::vector<float> none(tensors()[tensor].elements());
+      codec_->restore_state(tensor, state.reference[tensor], none, state.pending[tensor]);
+    }
+  } else {
+    codec_->leave(x, state.share);
+  }
   codec_->rehash();
-  codec_->leave(x, state.share);
   sent_.exchange = state.exchanges;
   share_left_ = state.share;
   mean_at_ = state.mean_at;
