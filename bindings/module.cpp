@@ -85,7 +85,7 @@ std::vector<float> values_of(const at::Tensor& tensor) {
   return {data, data + flat.numel()};
 }
 
-// reference, residual: flat fp32 tensors by parameter, pending too where a gain is spread;
+// reference, residual: flat fp32 tensors by parameter, pending too where a gain was spread;
 // exchanges; share; mean_at.
 py::dict state_of(ModuleSynchroniser& synchroniser) {
   distro::exchange::ModuleState state;

@@ -44,26 +44,19 @@ enum class Store : std::uint8_t {
   streamed,
 };
 
-/// What absorb() saw of the optimizer's move.
-struct Move {
-  double absolute_sum =
-      0.0;  ///< Sum of |x - x as it was left|; 16 fp32 lanes, added in lane order.
-  float absolute_max = 0.0F;
-  bool finite = true;  ///< All moves were finite (for finite w and r: all x were).
-};
-
 /// One instruction set's functions. n <= kTileElements everywhere; pointers need their type's
 /// alignment only.
 struct KernelTable {
   Isa isa;
 
   /// r += x - round(w + share * r), where round() is to x's type: what the optimizer did since
-  /// restore(). f64 works in f64 on the promoted w and r, and rounds the move to f32.
-  Move (*absorb)(DType dtype, const void* x, const float* w, float* r, std::size_t n,
-                 float share) noexcept;
+  /// restore(). f64 works in f64 on the promoted w and r, and rounds the move to f32. Returns the
+  /// sum of |move|: 16 fp32 lanes, added in lane order.
+  double (*absorb)(DType dtype, const void* x, const float* w, float* r, std::size_t n,
+                   float share) noexcept;
 
   /// r = x - round(w): absorb() where r was zero, whatever its memory holds.
-  Move (*derive)(DType dtype, const void* x, const float* w, float* r, std::size_t n) noexcept;
+  double (*derive)(DType dtype, const void* x, const float* w, float* r, std::size_t n) noexcept;
 
   /// x = round(w + share * r), to x's type.
   void (*restore)(DType dtype, void* x, const float* w, const float* r, std::size_t n,

@@ -54,8 +54,8 @@ struct EncodedGradients {
 };
 
 /// The codec of one list of gradient tensors that are reduced together (a DDP bucket, a flat
-/// tensor). Stateless but for its layout: the residuals are the caller's, so that they survive a
-/// new grouping of the tensors.
+/// tensor). From call to call it keeps scratch memory only: the residuals are the caller's, so that
+/// they survive a new grouping of the tensors.
 ///
 /// Each tensor has tiles of its own. Dimensions of one element count for nothing. A tensor of two
 /// dimensions or more is cut as the matrix (first dimension x all others) into blocks of at most 64

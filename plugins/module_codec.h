@@ -52,7 +52,9 @@ struct Spread {
 /// What one step saw and made.
 struct Step {
   std::vector<std::byte> record;  ///< The record's body, ready for the wire.
-  double move_mean = 0.0;         ///< Mean |move| of a weight that was looked at, in a step.
+  /// Mean |move| of a weight that was looked at, in a step; where R is derived from x, mean |R| of
+  /// as many steps.
+  double move_mean = 0.0;
   /// First tensor with a non-finite weight, where one that was looked at is not finite. Then the
   /// record is empty, and the codec cannot go on: each tile (of 4096 weights) that has one is as it
   /// was, others may have been exchanged already, so that every x is one or the other.
@@ -132,7 +134,8 @@ class ModuleCodec {
   /// overwritten it).
   virtual void apply(const Due& due) = 0;
 
-  /// x = W + share * R.
+  /// x = W + share * R. Where R is derived from x: with a share of 0 it is lost, unless the caller
+  /// brings x back; with another one it is taken from x.
   virtual void leave(Views x, float share) = 0;
 
   /// Absorb the optimizer's move of all weights, whosever turn it is, and leave them with another

@@ -168,8 +168,8 @@ struct WeightsCodec::State {
   std::vector<Block> blocks;
   std::uint32_t spread_steps;
   Values w;
-  Values r;        // empty: what x is ahead of W
-  Values pending;  // P; empty: no gain was spread so far
+  Values r;                    // empty: what x is ahead of W
+  Values pending;              // P; empty: no gain was spread so far
   bool encoded_ahead = false;  // Pass::ahead of the step before
   std::uint64_t checksum = 0;
   // Kept between steps, so that a step allocates nothing but the record that it returns.
@@ -459,8 +459,8 @@ void WeightsCodec::settle(Views x, const Due& due, float share_after) {
   const bool derive = state.r.empty();
   state.keep_pending(due);
   state.keep_residual(x, share_after);
-  const State::Pass pass{x,      nullptr, &due, false, &share_after,
-                         derive, derive || state.encoded_ahead};
+  const State::Pass pass{
+      x, nullptr, &due, false, &share_after, derive, derive || state.encoded_ahead};
   if (!state.run(due.turn(), pass).finite) {
     throw std::logic_error("weights have changed between encode() and settle()");
   }

@@ -73,7 +73,8 @@ class WeightsCodec final : public ModuleCodec {
                      std::span<const float> residual, std::span<const float> pending) override;
   void rehash() override;
 
-  /// A copy of W and R of tensor i, in the tensor's element order.
+  /// A copy of W and R of tensor i, in the tensor's element order; of R what is kept of it (zeros
+  /// where derives_residual(): state() has it).
   [[nodiscard]] std::vector<float> reference(std::size_t tensor) const;
   [[nodiscard]] std::vector<float> residual(std::size_t tensor) const;
 

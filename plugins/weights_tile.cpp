@@ -102,11 +102,10 @@ std::optional<double> absorb_tile(const kernels::KernelTable& kernels, const Geo
     const void* const weights = where_gathered(geometry, segment, tensor, buffer);
     const float* const segment_w = w + segment.tile_begin;
     float* const segment_r = r + segment.tile_begin;
-    const kernels::Move move =
+    moved +=
         share == nullptr
             ? kernels.derive(tensor.dtype, weights, segment_w, segment_r, segment.elements)
             : kernels.absorb(tensor.dtype, weights, segment_w, segment_r, segment.elements, *share);
-    moved += move.absolute_sum;
   }
   return moved;
 }

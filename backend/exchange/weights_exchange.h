@@ -22,7 +22,7 @@ struct ModuleState {
   std::vector<std::vector<float>> reference;  ///< W.
   std::vector<std::vector<float>>
       residual;  ///< R, an exchange in flight included: after a restart it is sent again.
-  std::vector<std::vector<float>> pending;  ///< P; each empty where no gain is spread.
+  std::vector<std::vector<float>> pending;  ///< P; each empty where no gain was spread.
   std::uint64_t exchanges = 0;              ///< Exchanges sent so far.
   float share = 0.0F;                       ///< x is to be W + share * R.
   std::uint64_t mean_at = 0;  ///< Exchanges when all took the mean last: turns count from there.

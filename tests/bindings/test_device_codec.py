@@ -164,6 +164,27 @@ def test_tensors_of_whole_rounds_of_turns_are_those_of_the_host_codec(device: st
     _same(*kinds)
 
 
+@pytest.mark.parametrize("turns", [1, 3])
+@devices
+def test_what_follows_a_mean_is_as_with_the_host_codec(turns: int, device: str) -> None:
+    kinds = [
+        Ranks(on, [torch.float32] * len(SHAPES), 64, 1, ranks=1, turns=turns, share=1)
+        for on in (None, torch.device(device))
+    ]
+    for ranks in kinds:
+        (codec,), (x,) = ranks.codecs, ranks.x
+        for step in range(4):
+            ranks.step(step, delay=1)
+        assert codec.begin(x) is None
+        ranks.move(4)
+        outcome = codec.advance(x, 1, None, 0.0, 1.0)
+        ranks.note([outcome])
+        ranks.in_flight, ranks.number = [outcome[0]], 1
+        for step in range(5, 8):
+            ranks.step(step, delay=1)
+    _same(*kinds)
+
+
 @pytest.mark.parametrize("share", [SHARE, 1.0])
 @devices
 def test_another_share_and_back_is_as_with_the_host_codec(share: float, device: str) -> None:

@@ -59,6 +59,13 @@ TEST_F(Allocation, IsCounted) {
   EXPECT_EQ(allocated([&] { ::operator delete(::operator new(100, kLine), kLine); }), 1U);
   std::vector<float> grows(1);
   EXPECT_EQ(allocated([&] { grows.resize(100); }), 1U);
+  const std::size_t before = test::allocated_bytes();
+  {
+    const std::vector<double> plain(1000);
+    const kernels::AlignedVector<float> aligned(1000);
+    EXPECT_GE(test::allocated_bytes() - before, 12000U);
+  }
+  EXPECT_EQ(test::allocated_bytes(), before);
 }
 
 class WeightsAllocation : public Allocation, public testing::WithParamInterface<std::size_t> {};
@@ -146,10 +153,24 @@ TEST_P(WeightsMemory, IsOfWRAndPAndAFiftiethBeside) {
     const Step step = codec.advance(x, number, number > 1 ? &due : nullptr, share, share);
     own = codec.parse(step.record, number);
   }
-  const std::size_t bytes = test::allocated_bytes() - before;
-  EXPECT_GE(bytes, words * sizeof(float) * kWeights);
-  EXPECT_LE(static_cast<double>(bytes),
-            1.02 * static_cast<double>(words * sizeof(float) * kWeights));
+  const auto expect_words = [before, words = words] {
+    const std::size_t bytes = test::allocated_bytes() - before;
+    const std::size_t expected = words * sizeof(float) * kWeights;
+    EXPECT_GE(bytes, expected);
+    EXPECT_LE(static_cast<double>(bytes), 1.02 * static_cast<double>(expected));
+  };
+  expect_words();
+  // Through another share and back.
+  codec.reshare(x, share, 0.25F);
+  codec.reshare(x, 0.25F, share);
+  expect_words();
+  // Resumed.
+  {
+    auto saved = codec.state(x, share);
+    codec.restore_state(0, saved[0].reference, saved[0].residual, saved[0].pending);
+    codec.leave(x, share);
+  }
+  expect_words();
 }
 
 INSTANTIATE_TEST_SUITE_P(Shares, WeightsMemory,

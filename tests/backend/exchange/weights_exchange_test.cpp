@@ -209,6 +209,43 @@ TEST(WeightsExchange, AResumeFromEveryRanksStateGoesOnWithTheSameReference) {
   EXPECT_EQ(checksums[0], checksums[1]);
 }
 
+TEST(WeightsExchange, AResumeFromAMeanAndAMoveGoesOnAsIfNeverInterrupted) {
+  for (const std::string share : {"0.25", "1"}) {
+    const Setting setting{.options = {{"transport", "inproc"}, {"share", share}}};
+    std::array<ModuleState, 2> saved;
+    std::array<std::vector<std::vector<float>>, 2> at_save;
+    std::array<std::vector<std::vector<float>>, 2> at_end;
+    const auto go_on = [](Rank& rank) {
+      for (int step = 0; step < 20; ++step) {
+        rank.sync();
+        rank.move();
+      }
+    };
+    expect_ranks(setting, [&](Rank& rank) {
+      const auto own = static_cast<std::size_t>(rank.rank);
+      rank.exchange->begin(rank.views(), *rank.exact);
+      rank.move();
+      rank.sync();
+      rank.exchange->average(rank.views(), *rank.exact);
+      rank.move();
+      saved[own] = rank.exchange->state(rank.views());
+      at_save[own] = rank.weights;
+      go_on(rank);
+      at_end[own] = rank.weights;
+    });
+    expect_ranks(setting, [&](Rank& rank) {
+      const auto own = static_cast<std::size_t>(rank.rank);
+      rank.move();
+      rank.move();  // the random numbers of before
+      rank.exchange->load(saved[own], rank.views());
+      EXPECT_EQ(rank.weights, at_save[own]);
+      rank.exchange->begin(rank.views(), *rank.exact);
+      go_on(rank);
+      EXPECT_EQ(rank.weights, at_end[own]);
+    });
+  }
+}
+
 TEST(WeightsExchange, AResumeOnOneRankOnlyIsAnErrorOnAll) {
   ModuleState saved;
   const Setting setting{.options = {{"transport", "inproc"}}};
