@@ -151,10 +151,9 @@ def state_dict(module: nn.Module) -> dict[str, Any]:
         In weights mode ``reference`` and ``residual`` (W and R by parameter name, fp32, in the
         parameters' shapes; R holds an exchange in flight, too), ``exchanges`` (count), ``share``
         (weights are W + share * R), ``mean_at`` (exchanges when all took the mean last); where
-        a gain has been spread (Options.spread) also ``pending`` (P, of which W is ahead: weights are
-        W - P + share * R). In modes
-        ef and demo ``residual`` (what was not sent of the gradients by parameter name, fp32, flat;
-        only of parameters that were compressed),
+        a gain has been spread (Options.spread) also ``pending`` (P, of which W is ahead: weights
+        are W - P + share * R). In modes ef and demo ``residual`` (what was not sent of the
+        gradients by parameter name, fp32, flat; only of parameters that were compressed),
         ``exchanges``, ``mode`` and ``transform``.
 
     Raises:
