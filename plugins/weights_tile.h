@@ -47,7 +47,7 @@ void fetch_entries(const Due& due, std::size_t tile, const float* w) noexcept;
 /// What an exchange did to a tile.
 struct Applied {
   std::uint64_t checksum = 0;  ///< Change of that of W.
-  kernels::SparseSum::Touched touched;
+  kernels::SparseSum::Touched touched{};
 };
 
 /// W += gain * sum of weight * q, in participant order; R -= own q. P += what
