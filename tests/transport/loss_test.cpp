@@ -154,6 +154,7 @@ TEST(Loss, NobodyIsAwaitedWhoDoesNotAnswer) {
   channel->send(0, shared_pattern(1, 1));
   int status = 0;
   ASSERT_EQ(::waitpid(process.pid(), &status, WUNTRACED), process.pid());
+  std::this_thread::sleep_for(milliseconds(200));  // what it sent before is heard by then
   const auto until = in(milliseconds(300));
   channel->await_answers(until);
   EXPECT_GE(Clock::now(), until);
