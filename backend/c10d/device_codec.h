@@ -108,10 +108,10 @@ class DeviceCodec final : public plugins::ModuleCodec {
   at::Tensor r_;        // [slots] fp32
   at::Tensor pending_;  // P, [slots] fp32; undefined: no gain was spread so far
   at::Tensor
-      touched_slots_;    // [entries] int64: where the last exchange changed W; undefined: nowhere
+      touched_slots_;  // [entries] int64: where the last exchange changed W; undefined: nowhere
   bool encoded_ahead_ = false;  // x was W + R at the step before
-  bool derives_ = true;  // R is what x is ahead of W
-  at::Tensor lane_;      // [4096] int64: a key's part that says which entry of the tile
+  bool derives_ = true;         // R is what x is ahead of W
+  at::Tensor lane_;             // [4096] int64: a key's part that says which entry of the tile
   std::uint64_t checksum_ = 0;
   std::vector<std::byte> staging_;
   std::vector<std::size_t> bits_;
