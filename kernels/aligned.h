@@ -27,8 +27,8 @@ struct AlignedAllocator {
     return static_cast<Element*>(
         ::operator new (elements * sizeof(Element), std::align_val_t{kCacheLineBytes}));
   }
-  void deallocate(Element* memory, std::size_t elements) noexcept {
-    ::operator delete (memory, elements * sizeof(Element), std::align_val_t{kCacheLineBytes});
+  void deallocate(Element* memory, std::size_t /*elements*/) noexcept {
+    ::operator delete (memory, std::align_val_t{kCacheLineBytes});
   }
 
   template <typename Other>
