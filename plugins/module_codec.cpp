@@ -9,7 +9,8 @@ namespace distro::plugins {
 
 Spread spread(float gain, std::uint32_t spread_steps, std::size_t turns) noexcept {
   const auto steps = static_cast<float>(spread_steps);
-  return {std::max(gain - 1.0F, 0.0F), steps / (steps + static_cast<float>(turns))};
+  return {spread_steps > 0 ? std::max(gain - 1.0F, 0.0F) : 0.0F,
+          steps / (steps + static_cast<float>(turns))};
 }
 
 bool derives_residual(std::span<const TensorView> x, float share) noexcept {

@@ -141,6 +141,10 @@ struct WeightsCodec::State {
   /// W - P of a tile: W itself where no gain is spread, or computed in the buffer.
   [[nodiscard]] const float* arrived(const Tile& tile, TileBuffer& buffer) const noexcept;
   [[nodiscard]] Step step(std::uint64_t number, Pass pass);
+  /// Whether R is what x, left with this share, is ahead of W.
+  [[nodiscard]] bool derives(std::span<const TensorView> x, float share) const noexcept {
+    return r.empty() || derives_residual(x, share);
+  }
   /// From now on R is kept, unless it need not be (ModuleCodec) with this share.
   void keep_residual(std::span<const TensorView> x, float share);
   /// From now on P is kept, if what this exchange adds is spread.
@@ -228,7 +232,7 @@ void WeightsCodec::State::keep_residual(std::span<const TensorView> x, float sha
 }
 
 void WeightsCodec::State::keep_pending(const Due& due) {
-  if (spread_steps > 0 && spread(due.gain, spread_steps, geometry.turns()).gain > 0.0F) {
+  if (spread(due.gain, spread_steps, geometry.turns()).gain > 0.0F) {
     pending.resize(geometry.elements());
   }
 }
@@ -339,7 +343,7 @@ Step WeightsCodec::State::step(std::uint64_t number, Pass pass) {
   if (pass.restore != nullptr) {
     keep_residual(pass.x, *pass.restore);
   }
-  pass.derive = r.empty() || derives_residual(pass.x, *pass.absorb);
+  pass.derive = derives(pass.x, *pass.absorb);
   pass.ahead = encoded_ahead = pass.derive;
   // The weights of the exchange that is due had the turn before.
   const bool two_turns = pass.due != nullptr && pass.due->turn() != turn;
@@ -489,7 +493,7 @@ void WeightsCodec::leave(Views x, float share) {
 void WeightsCodec::reshare(Views x, float share_before, float share_after) {
   check(state_->geometry, x);
   state_->keep_residual(x, share_after);
-  const bool derive = state_->r.empty() || derives_residual(x, share_before);
+  const bool derive = state_->derives(x, share_before);
   for (std::size_t turn = 0; turn < state_->geometry.turns(); ++turn) {
     state_->run(turn, {x, &share_before, nullptr, false, &share_after, derive, derive});
   }
@@ -524,7 +528,7 @@ std::vector<float> WeightsCodec::residual(std::size_t tensor) const {
 std::vector<TensorState> WeightsCodec::state(Views x, float share) {
   State& state = *state_;
   check(state.geometry, x);
-  const bool derive = state.r.empty() || derives_residual(x, share);
+  const bool derive = state.derives(x, share);
   Values r = state.r;
   r.resize(state.geometry.elements());
   for (std::size_t turn = 0; turn < state.geometry.turns(); ++turn) {

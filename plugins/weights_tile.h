@@ -50,9 +50,8 @@ struct Applied {
   kernels::SparseSum::Touched touched{};
 };
 
-/// W += gain * sum of weight * q, in participant order; R -= own q. P += what
-/// is spread of it, and of P a part has come. `sum` is empty before and after. `tile`: its number
-/// in its turn.
+/// W += gain * sum of weight * q, in participant order; R -= own q. P += what is spread of it, and
+/// of P a part has come. `sum` is empty before and after. `tile`: its number in its turn.
 [[nodiscard]] Applied apply_tile(const Due& due, std::size_t tile, std::size_t begin, float* w,
                                  float* r, const Pending& pending,
                                  kernels::SparseSum& sum) noexcept;

@@ -207,7 +207,7 @@ void DeviceCodec::restore(const Chunks& chunks, float share, bool touched_only) 
 
 void DeviceCodec::keep_pending(const plugins::Due& due) {
   const float held = plugins::spread(due.gain, config_.spread_steps, geometry_.turns()).gain;
-  if (config_.spread_steps > 0 && held > 0.0F && !pending_.defined()) {
+  if (held > 0.0F && !pending_.defined()) {
     pending_ = at::zeros_like(w_);
   }
 }

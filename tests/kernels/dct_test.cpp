@@ -8,6 +8,7 @@
 #include <random>
 #include <vector>
 
+#include "inverse.h"
 #include "isas.h"
 #include "kernels/dct_basis.h"
 #include "kernels/kernels.h"
@@ -56,20 +57,8 @@ Values transformed(Isa isa, const Values& block, Shape shape) {
   return coefficients;
 }
 
-/// From the coefficients that are not zero.
 Values restored(Isa isa, const Values& coefficients, Shape shape) {
-  std::vector<std::uint16_t> index;
-  Values entries;
-  for (std::size_t i = 0; i < coefficients.size(); ++i) {
-    if (coefficients[i] != 0.0F) {
-      index.push_back(static_cast<std::uint16_t>(i));
-      entries.push_back(coefficients[i]);
-    }
-  }
-  Values block(coefficients.size());
-  table(isa).inverse_dct(index.data(), entries.data(), index.size(), block.data(), shape.rows,
-                         shape.columns);
-  return block;
+  return inverse_dct(table(isa), coefficients, shape.rows, shape.columns);
 }
 
 /// The definition, in double.

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "elements.h"
+#include "inverse.h"
 #include "isas.h"
 #include "kernels/dct_basis.h"
 
@@ -157,22 +158,6 @@ void see_dct(const KernelTable& kernels, std::size_t rows, std::size_t columns, 
   std::vector<float> coefficients(block.size());
   kernels.dct(block.data(), columns, coefficients.data(), rows, columns);
   hash.add(coefficients);
-}
-
-/// Of the coefficients that are not zero.
-std::vector<float> inverse_dct(const KernelTable& kernels, const std::vector<float>& coefficients,
-                               std::size_t rows, std::size_t columns) {
-  std::vector<std::uint16_t> index;
-  std::vector<float> entries;
-  for (std::size_t i = 0; i < coefficients.size(); ++i) {
-    if (coefficients[i] != 0.0F) {
-      index.push_back(static_cast<std::uint16_t>(i));
-      entries.push_back(coefficients[i]);
-    }
-  }
-  std::vector<float> block(coefficients.size());
-  kernels.inverse_dct(index.data(), entries.data(), index.size(), block.data(), rows, columns);
-  return block;
 }
 
 void see_inverse_dct(const KernelTable& kernels, std::size_t rows, std::size_t columns,
