@@ -78,6 +78,11 @@ struct KernelTable {
   /// up to date by subtracting an entry's old mix and adding its new one.
   std::uint64_t (*checksum)(const float* w, std::size_t n, std::uint64_t first) noexcept;
 
+  /// w[index[i]] += gain * sum[i], no index twice. Returns what this adds to the checksum of w,
+  /// whose entry 0 has the checksum index `first`.
+  std::uint64_t (*move)(float* w, const std::uint16_t* index, const float* sum, std::size_t n,
+                        float gain, std::uint64_t first) noexcept;
+
   /// block = x rounded to f32: a rows x columns part of a matrix whose rows are `stride` elements
   /// apart; the block's rows lie side by side.
   void (*gather)(DType dtype, const void* x, std::size_t stride, float* block, std::size_t rows,
@@ -113,5 +118,8 @@ struct KernelTable {
 
 /// The mix of one entry of checksum().
 [[nodiscard]] std::uint64_t mix(std::uint64_t index, float value) noexcept;
+
+/// What move() makes of one entry.
+[[nodiscard]] float moved(float before, float gain, float sum) noexcept;
 
 }  // namespace distro::kernels

@@ -1,50 +1,31 @@
 #include "kernels/sparse_sum.h"
 
 namespace distro::kernels {
-namespace {
-
-#include "kernels/mix.inc"
-
-}  // namespace
 
 void SparseSum::add(float weight, std::span<const std::uint16_t> index,
                     std::span<const float> value) noexcept {
+  // Without a branch: whether another participant sent the entry, too, cannot be predicted.
+  std::size_t entries = entries_;
   for (std::size_t i = 0; i < index.size(); ++i) {
     const std::size_t j = index[i];
-    sum_[j] += weight * value[i];
-    touched_[j / kWordBits] |= std::uint64_t{1} << (j % kWordBits);
+    const std::size_t place = place_[j];
+    const std::size_t first = place == 0 ? 1 : 0;
+    const std::size_t next = entries + 1;
+    index_[next] = index[i];
+    sum_[next] = 0.0F;
+    const std::size_t at = place + first * next;
+    place_[j] = static_cast<std::uint16_t>(at);
+    sum_[at] += weight * value[i];
+    entries += first;
   }
+  entries_ = entries;
 }
 
-std::uint64_t SparseSum::move_into(float* w, float gain, std::uint64_t first) noexcept {
-  std::uint64_t change = 0;
-  drain([&](std::size_t j, float sum) {
-    const float before = w[j];
-    w[j] = moved(before, gain, sum);
-    change += mix_one(first + j, w[j]) - mix_one(first + j, before);
-  });
-  return change;
-}
-
-std::uint64_t SparseSum::move_into(float* w, float gain, std::uint64_t first, float* pending,
-                                   float held) noexcept {
-  std::uint64_t change = 0;
-  drain([&](std::size_t j, float sum) {
-    const float before = w[j];
-    w[j] = moved(before, gain, sum);
-    pending[j] = moved(pending[j], held, sum);
-    change += mix_one(first + j, w[j]) - mix_one(first + j, before);
-  });
-  return change;
-}
-
-std::size_t SparseSum::take(std::uint16_t* index, float* value) noexcept {
-  std::size_t entries = 0;
-  drain([&](std::size_t j, float sum) {
-    index[entries] = static_cast<std::uint16_t>(j);
-    value[entries++] = sum;
-  });
-  return entries;
+void SparseSum::clear() noexcept {
+  for (const std::uint16_t j : index()) {
+    place_[j] = 0;
+  }
+  entries_ = 0;
 }
 
 }  // namespace distro::kernels

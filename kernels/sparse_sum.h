@@ -10,56 +10,51 @@
 
 namespace distro::kernels {
 
-/// An entry of the reference after an exchange: the one place that says with which operations.
-[[nodiscard]] inline float moved(float before, float gain, float sum) noexcept {
-  return before + gain * sum;
-}
-
-/// The weighted sum of sparse entries in one tile, in fp32 and in the order of the calls. 16.5 KiB,
-/// for the stack; empty after construction, move_into(),
-/// take() and drain().
+/// The weighted sum of sparse entries in one tile, in fp32 and in the order of the calls. 32 KiB,
+/// for the stack; empty after construction, clear() and drain(). Of its memory only what entries
+/// need is touched.
 class SparseSum {
  public:
-  SparseSum() noexcept = default;
+  // Leaves alone what no entry needs yet: it would cost more than the entries of a tile do.
+  SparseSum() noexcept {}  // NOLINT(*-member-init, modernize-use-equals-default)
 
   /// sum[index[i]] += weight * value[i], for each i in order. Indices below kTileElements.
   void add(float weight, std::span<const std::uint16_t> index,
            std::span<const float> value) noexcept;
 
-  /// Which entries were touched: bit j % 64 of word j / 64.
-  using Touched = std::array<std::uint64_t, kTileElements / 64>;
-  [[nodiscard]] const Touched& touched() const noexcept { return touched_; }
+  /// The entries that were added to, each once, in the order in which they came first.
+  [[nodiscard]] std::span<const std::uint16_t> index() const noexcept {
+    return std::span(index_).subspan(1, entries_);
+  }
+  /// The sum of each.
+  [[nodiscard]] std::span<const float> sum() const noexcept {
+    return std::span(sum_).subspan(1, entries_);
+  }
+  void clear() noexcept;
 
-  /// w[j] += gain * sum[j] at every entry that was touched, ascending; empties the sum. Returns
-  /// what this adds to the checksum of w, whose entry 0 has the checksum index `first`. Every
-  /// touched entry must lie inside w.
-  std::uint64_t move_into(float* w, float gain, std::uint64_t first) noexcept;
-
-  /// The same, and pending[j] += held * sum[j].
-  std::uint64_t move_into(float* w, float gain, std::uint64_t first, float* pending,
-                          float held) noexcept;
-
-  /// The entries that were touched, ascending, into index and value (room for all that may be);
-  /// empties the sum. Returns how many.
-  std::size_t take(std::uint16_t* index, float* value) noexcept;
-
-  /// Calls visit(j, sum[j]) for every entry that was touched, ascending; empties the sum.
+  /// Calls visit(j, sum of entry j) for each, ascending; empties the sum.
   template <class Visit>
   void drain(const Visit& visit) noexcept {
-    for (std::size_t word = 0; word < touched_.size(); ++word) {
-      for (std::uint64_t left = touched_[word]; left != 0; left &= left - 1) {
-        const std::size_t j = word * kWordBits + static_cast<std::size_t>(std::countr_zero(left));
-        visit(j, sum_[j]);
-        sum_[j] = 0.0F;
-      }
-      touched_[word] = 0;
+    std::array<std::uint64_t, kTileElements / kWordBits> touched{};
+    for (const std::uint16_t j : index()) {
+      touched[j / kWordBits] |= std::uint64_t{1} << (j % kWordBits);
     }
+    for (std::size_t word = 0; word < touched.size(); ++word) {
+      for (std::uint64_t left = touched[word]; left != 0; left &= left - 1) {
+        const std::size_t j = word * kWordBits + static_cast<std::size_t>(std::countr_zero(left));
+        visit(j, sum_[place_[j]]);
+      }
+    }
+    clear();
   }
 
  private:
   static constexpr std::size_t kWordBits = 64;
-  std::array<float, kTileElements> sum_{};
-  Touched touched_{};
+  std::array<std::uint16_t, kTileElements> place_{};  ///< In the lists, from 1 on; 0: in none.
+  std::size_t entries_ = 0;
+  // From 1 on, and one more than there can be: there goes an entry that is in the list already.
+  std::array<std::uint16_t, kTileElements + 2> index_;
+  std::array<float, kTileElements + 2> sum_;
 };
 
 }  // namespace distro::kernels

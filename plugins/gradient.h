@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "kernels/aligned.h"
 #include "kernels/kernels.h"
 #include "plugins/record.h"
 #include "plugins/tensor_view.h"
@@ -33,7 +34,7 @@ struct GradientConfig {
 /// the tensor has elements, all finite. Belongs to the tensor, not to the bucket that carries it:
 /// DDP rebuilds its buckets after the first iteration.
 struct Residual {
-  std::vector<float> coefficients;  ///< Empty before the first encode.
+  kernels::HugeVector<float> coefficients;  ///< Empty before the first encode.
 };
 
 /// This rank's own record, unpacked.

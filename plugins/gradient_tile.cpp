@@ -15,7 +15,11 @@ std::size_t sum_up(GradientMethod method, std::size_t tile,
   for (const auto& [record, weight] : contributions) {
     sum.add(weight, record->indices(tile), record->values(tile));
   }
-  const std::size_t entries = sum.take(scratch.index.data(), scratch.sums.data());
+  std::size_t entries = 0;
+  sum.drain([&](std::size_t j, float value) {
+    scratch.index[entries] = static_cast<std::uint16_t>(j);
+    scratch.sums[entries++] = value;
+  });
   if (method == GradientMethod::ef) {
     return entries;
   }
@@ -24,11 +28,11 @@ std::size_t sum_up(GradientMethod method, std::size_t tile,
     const std::span<const std::uint16_t> index = record->indices(tile);
     sum.add(weight, index, std::span(scratch.values).first(index.size()));
   }
-  sum.take(scratch.index.data(), scratch.weights.data());
-  for (std::size_t i = 0; i < entries; ++i) {
-    const float weight = scratch.weights[i];
+  std::size_t i = 0;
+  sum.drain([&](std::size_t /*j*/, float weight) {
     scratch.sums[i] = weight > 0.0F ? scratch.sums[i] / weight : 0.0F;
-  }
+    ++i;
+  });
   return entries;
 }
 

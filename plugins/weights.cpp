@@ -32,7 +32,7 @@ constexpr std::size_t kBlockElements = 16 * kernels::kTileElements;
 
 /// A value for each weight. The first tile begins with a cache line, and so do all where tensors
 /// have whole lines of a turn: no vector lies across two lines there.
-using Values = kernels::AlignedVector<float>;
+using Values = kernels::HugeVector<float>;
 using TileBuffer = std::array<float, kernels::kTileElements>;
 
 /// Consecutive weights of a tensor.
@@ -289,19 +289,16 @@ void WeightsCodec::State::run_tiles(std::size_t turn, const Pass& pass, bool res
       }
       result.moved += *moved;
     }
-    Applied applied;
     if (pass.due != nullptr) {
-      // Where no pass over the tile precedes this one, every entry is a cache miss.
-      if (const std::size_t next = t + 1; !absorbs && next < end) {
-        fetch_entries(*pass.due, next, w.data() + geometry.tiles(turn)[next].begin);
-      }
       Pending tile_p;
       if (!pending.empty()) {
         tile_p = {std::span(pending).subspan(tile.begin, tile.elements),
                   spread(pass.due->gain, spread_steps, geometry.turns())};
       }
-      applied = apply_tile(*pass.due, t, tile.begin, tile_w, tile_r, tile_p, sum);
-      result.checksum += applied.checksum;
+      // Where no pass over the tile precedes this one, every entry is a cache miss.
+      const bool fetch_next = !absorbs && t + 1 < geometry.tiles(turn).size();
+      result.checksum +=
+          apply_tile(kernels, *pass.due, t, tile, tile_w, tile_r, tile_p, fetch_next, sum);
     }
     if (pass.select) {
       const std::size_t kept = TileLayout::kept(coder.format().k, tile.elements);
@@ -312,7 +309,7 @@ void WeightsCodec::State::run_tiles(std::size_t turn, const Pass& pass, bool res
       continue;
     }
     if (restores_touched) {
-      restore_touched(geometry, tile, pass.x, tile_w, tile_r, applied.touched);
+      restore_touched(geometry, tile, pass.x, tile_w, tile_r, sum.index());
     } else {
       restore_tile(kernels, geometry, tile, pass.x, arrived(tile, buffer), tile_r, *pass.restore);
     }

@@ -1,7 +1,7 @@
 #include "plugins/weights_tile.h"
 
+#include <algorithm>
 #include <array>
-#include <bit>
 #include <cstring>
 
 namespace distro::plugins {
@@ -18,6 +18,9 @@ struct Buffer {
 
 // Stretches fetched ahead: the hardware does not follow a stride across pages.
 constexpr std::size_t kAhead = 16;
+
+// Entries of a record that are fetched ahead.
+constexpr std::size_t kEntriesAhead = 128;
 
 /// Calls copy(address in the tensor, address in the buffer, bytes) for each stretch; `bytes` is a
 /// constant where the stretch is whole.
@@ -129,59 +132,61 @@ void restore_tile(const kernels::KernelTable& kernels, const Geometry& geometry,
 
 void restore_touched(const Geometry& geometry, const Tile& tile, std::span<const TensorView> x,
                      const float* w, const float* r,
-                     const kernels::SparseSum::Touched& touched) noexcept {
-  constexpr std::size_t kWordBits = 64;
-  std::span<const Segment> segments = geometry.segments(tile);
-  for (std::size_t word = 0; word < touched.size(); ++word) {
-    for (std::uint64_t left = touched[word]; left != 0; left &= left - 1) {
-      const std::size_t j = word * kWordBits + static_cast<std::size_t>(std::countr_zero(left));
-      while (j >= segments.front().tile_begin + segments.front().elements) {
-        segments = segments.subspan(1);
-      }
-      const Segment& segment = segments.front();
-      const TensorView& tensor = x[segment.tensor];
-      const std::size_t at = geometry.element(segment, j);
-      if (tensor.dtype == kernels::DType::f32) {
-        static_cast<float*>(tensor.data)[at] = w[j] + r[j];
-      } else {
-        static_cast<double*>(tensor.data)[at] =
-            static_cast<double>(w[j]) + static_cast<double>(r[j]);
-      }
+                     std::span<const std::uint16_t> touched) noexcept {
+  const std::span<const Segment> segments = geometry.segments(tile);
+  for (const std::uint16_t j : touched) {
+    const Segment& segment = *std::ranges::find_if(
+        segments, [&](const Segment& of) { return j < of.tile_begin + of.elements; });
+    const TensorView& tensor = x[segment.tensor];
+    const std::size_t at = geometry.element(segment, j);
+    if (tensor.dtype == kernels::DType::f32) {
+      static_cast<float*>(tensor.data)[at] = w[j] + r[j];
+    } else {
+      static_cast<double*>(tensor.data)[at] = static_cast<double>(w[j]) + static_cast<double>(r[j]);
     }
   }
 }
 
-void fetch_entries(const Due& due, std::size_t tile, const float* w) noexcept {
-  for (const Contribution& contribution : due.contributions) {
-    for (const std::uint16_t j : contribution.record->indices(tile)) {
-      __builtin_prefetch(w + j, 1);
-    }
-  }
-}
-
-Applied apply_tile(const Due& due, std::size_t tile, std::size_t begin, float* w, float* r,
-                   const Pending& pending, kernels::SparseSum& sum) noexcept {
+std::uint64_t apply_tile(const kernels::KernelTable& kernels, const Due& due, std::size_t number,
+                         const Tile& tile, float* w, float* r, const Pending& pending,
+                         bool fetch_next, kernels::SparseSum& sum) noexcept {
+  sum.clear();
   for (std::size_t participant = 0; participant < due.contributions.size(); ++participant) {
     const auto& [record, weight] = due.contributions[participant];
-    const std::span<const std::uint16_t> index = record->indices(tile);
-    const std::span<const float> value = record->values(tile);
+    const std::span<const std::uint16_t> index = record->indices(number);
+    const std::span<const float> value = record->values(number);
+    // The hardware follows few streams at a time, and these are two of each participant.
+    __builtin_prefetch(index.data() + kEntriesAhead);
+    __builtin_prefetch(value.data() + kEntriesAhead);
     sum.add(weight, index, value);
     if (participant == due.own) {
       for (std::size_t i = 0; i < index.size(); ++i) {
         r[index[i]] -= value[i];
       }
     }
+    // Some after some of the work: only so many can be on their way at once.
+    if (fetch_next) {
+      for (const std::uint16_t j : record->indices(number + 1)) {
+        __builtin_prefetch(w + tile.elements + j, 1);
+      }
+    }
   }
-  Applied applied{0, sum.touched()};
-  if (pending.values.empty()) {
-    applied.checksum = sum.move_into(w, due.gain, begin);
-    return applied;
+  if (!pending.values.empty()) {
+    for (std::size_t i = 0; i < sum.index().size(); ++i) {
+      float& p = pending.values[sum.index()[i]];
+      p = kernels::moved(p, pending.spread.gain, sum.sum()[i]);
+    }
+    for (float& p : pending.values) {
+      p *= pending.spread.keep;
+    }
   }
-  applied.checksum = sum.move_into(w, due.gain, begin, pending.values.data(), pending.spread.gain);
-  for (float& p : pending.values) {
-    p *= pending.spread.keep;
+  if (fetch_next) {
+    for (const std::uint16_t j : due.contributions[due.own].record->indices(number + 1)) {
+      __builtin_prefetch(r + tile.elements + j, 1);
+    }
   }
-  return applied;
+  return kernels.move(w, sum.index().data(), sum.sum().data(), sum.index().size(), due.gain,
+                      tile.begin);
 }
 
 }  // namespace distro::plugins

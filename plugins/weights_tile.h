@@ -33,7 +33,7 @@ void restore_tile(const kernels::KernelTable& kernels, const Geometry& geometry,
 /// x = W + R at the touched entries, of fp32 or fp64 weights.
 void restore_touched(const Geometry& geometry, const Tile& tile, std::span<const TensorView> x,
                      const float* w, const float* r,
-                     const kernels::SparseSum::Touched& touched) noexcept;
+                     std::span<const std::uint16_t> touched) noexcept;
 
 /// What a tile has of P.
 struct Pending {
@@ -41,19 +41,13 @@ struct Pending {
   Spread spread;
 };
 
-/// Fetches the entries of a tile's W that an exchange changes.
-void fetch_entries(const Due& due, std::size_t tile, const float* w) noexcept;
-
-/// What an exchange did to a tile.
-struct Applied {
-  std::uint64_t checksum = 0;  ///< Change of that of W.
-  kernels::SparseSum::Touched touched{};
-};
-
 /// W += gain * sum of weight * q, in participant order; R -= own q. P += what is spread of it, and
-/// of P a part has come. `sum` is empty before and after. `tile`: its number in its turn.
-[[nodiscard]] Applied apply_tile(const Due& due, std::size_t tile, std::size_t begin, float* w,
-                                 float* r, const Pending& pending,
-                                 kernels::SparseSum& sum) noexcept;
+/// of P a part has come. `number`: the tile's in its turn. Leaves in `sum` what was added. Returns
+/// the change of the checksum of W. `fetch_next`: entries of the next tile, which lies behind this
+/// one, are fetched.
+[[nodiscard]] std::uint64_t apply_tile(const kernels::KernelTable& kernels, const Due& due,
+                                       std::size_t number, const Tile& tile, float* w, float* r,
+                                       const Pending& pending, bool fetch_next,
+                                       kernels::SparseSum& sum) noexcept;
 
 }  // namespace distro::plugins

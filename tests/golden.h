@@ -54,8 +54,8 @@ class Hash {
       value_ = XXH3_64bits_withSeed(elements.data(), elements.size_bytes(), value_);
     }
   }
-  template <class Element>
-  void add(const std::vector<Element>& elements) {
+  template <class Element, class Allocator>
+  void add(const std::vector<Element, Allocator>& elements) {
     add(std::span<const Element>(elements));
   }
   template <class Value>

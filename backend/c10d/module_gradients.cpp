@@ -91,7 +91,9 @@ std::vector<std::optional<at::Tensor>> ModuleGradients::residuals() {
     const bool compressed = found != residuals_.end() && !found->second->coefficients.empty();
     auto& residual = result.emplace_back();
     if (compressed) {
-      residual = at::tensor(found->second->coefficients, at::kFloat);
+      residual = at::tensor(at::ArrayRef<float>(found->second->coefficients.data(),
+                                                found->second->coefficients.size()),
+                            at::kFloat);
     }
   }
   return result;

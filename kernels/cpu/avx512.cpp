@@ -12,9 +12,9 @@ namespace distro::kernels::avx512 {
 #include "kernels/cpu/body.inc"
 
 const KernelTable& kernel_table() noexcept {
-  static constexpr KernelTable kTable{Isa::avx512,   absorb, derive,   restore,    finite,
-                                      adopt,         select, checksum, gather,     scatter,
-                                      decay_and_add, signs,  dct,      inverse_dct};
+  static constexpr KernelTable kTable{Isa::avx512, absorb,        derive,   restore, finite,
+                                      adopt,       select,        checksum, move,    gather,
+                                      scatter,     decay_and_add, signs,    dct,     inverse_dct};
   return kTable;
 }
 

@@ -16,9 +16,9 @@ namespace scalar {
 #include "kernels/cpu/body.inc"
 
 const KernelTable& kernel_table() noexcept {
-  static constexpr KernelTable kTable{Isa::scalar,   absorb, derive,   restore,    finite,
-                                      adopt,         select, checksum, gather,     scatter,
-                                      decay_and_add, signs,  dct,      inverse_dct};
+  static constexpr KernelTable kTable{Isa::scalar, absorb,        derive,   restore, finite,
+                                      adopt,       select,        checksum, move,    gather,
+                                      scatter,     decay_and_add, signs,    dct,     inverse_dct};
   return kTable;
 }
 
@@ -26,6 +26,10 @@ const KernelTable& kernel_table() noexcept {
 
 std::uint64_t mix(std::uint64_t index, float value) noexcept {
   return scalar::mix_one(index, value);
+}
+
+float moved(float before, float gain, float sum) noexcept {
+  return scalar::moved_one(before, gain, sum);
 }
 
 std::uint16_t to_f16(float value) noexcept { return scalar::F16::store(value); }

@@ -20,6 +20,10 @@
 #include "plugins/gradient.h"
 #include "plugins/weights.h"
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
 namespace distro::plugins {
 namespace {
 
@@ -46,19 +50,21 @@ double median(std::vector<double> values) {
 /// What is copied for comparison: as many bytes as `elements` fp32 have.
 class Copy {
  public:
-  explicit Copy(std::size_t elements) : from_(elements, 1.0F), to_(elements) {}
+  explicit Copy(std::size_t elements) : from_(elements, 1.0F), to_(kShift + elements) {}
 
   void operator()() {
     constexpr std::size_t kBlock = 65536;
     tbb::parallel_for(std::size_t{0}, (from_.size() + kBlock - 1) / kBlock, [&](std::size_t block) {
       const std::size_t begin = block * kBlock;
       const std::size_t n = std::min(kBlock, from_.size() - begin);
-      std::memcpy(&to_[begin], &from_[begin], n * sizeof(float));
+      std::memcpy(&to_[kShift + begin], &from_[begin], n * sizeof(float));
     });
     benchmark::ClobberMemory();
   }
 
  private:
+  // Half a page: a load and an earlier store at the same place of a page wait for each other.
+  static constexpr std::size_t kShift = 512;
   AlignedVector<float> from_;
   AlignedVector<float> to_;
 };
@@ -459,6 +465,11 @@ void add_all() {
 }  // namespace distro::plugins
 
 int main(int argc, char** argv) {
+#if defined(__GLIBC__)
+  // Large memory goes back to the system when it is freed: what a row allocates is as in a new
+  // process, with the pages that it asks for.
+  mallopt(M_MMAP_THRESHOLD, 1 << 20);
+#endif
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) {
     return 1;

@@ -136,6 +136,21 @@ void see_checksum(const KernelTable& kernels, Hash& hash) {
   }
 }
 
+void see_move(const KernelTable& kernels, Hash& hash) {
+  for (const std::size_t n : kSizes) {
+    std::vector<float> w = values(13, n, -20, 4);
+    std::vector<std::uint16_t> index;
+    Numbers numbers(14);
+    for (std::size_t i = numbers.below(3); i < n; i += 1 + numbers.below(n < 4096 ? 3 : 80)) {
+      index.push_back(static_cast<std::uint16_t>(n - 1 - i));
+    }
+    const std::vector<float> sum = values(15, index.size(), -10, -2);
+    hash.add(kernels.move(w.data(), index.data(), sum.data(), index.size(), 1.7F,
+                          std::uint64_t{n} << 32));
+    hash.add(w);
+  }
+}
+
 void see_decay_and_add(const KernelTable& kernels, Hash& hash) {
   for (const std::size_t n : kSizes) {
     std::vector<float> m = values(8, n, -10, 4);
@@ -193,6 +208,7 @@ std::vector<std::pair<std::string, See>> computations() {
                      [k](const KernelTable& kernels, Hash& hash) { see_select(kernels, k, hash); });
   }
   all.emplace_back("checksum", see_checksum);
+  all.emplace_back("move", see_move);
   all.emplace_back("decay_and_add", see_decay_and_add);
   all.emplace_back("signs", see_signs);
   const std::pair<std::size_t, std::size_t> sides[] = {{64, 64}, {64, 17}, {31, 48}, {1, 8},
@@ -298,6 +314,7 @@ constexpr GoldenLine<1> kGolden[] = {
     {"derive f64", {0xf6e4789865b03c13}},
     {"derive f16", {0x09a14025f721404e}},
     {"derive bf16", {0xa244c2a80f61a733}},
+    {"move", {0x2518f2b7e22db6d7}},
 };
 // clang-format on
 

@@ -144,7 +144,7 @@ void expect_one_outcome(const Run& run) {
   expect(kernels::best_isa(), kThreads);
 }
 
-bool all_finite(const std::vector<float>& values) {
+bool all_finite(std::span<const float> values) {
   return std::ranges::all_of(values, [](float value) { return std::isfinite(value); });
 }
 

@@ -172,10 +172,10 @@ TEST(Gradient, BetaDecaysTheResidualBeforeTheGradientIsAdded) {
   GradientRank rank(tensors, config);
   rank.draw(random);
   (void)rank.encode();
-  const std::vector<float> before = rank.residuals[0].coefficients;
+  const kernels::HugeVector<float> before = rank.residuals[0].coefficients;
   rank.draw(random, 0.0);
   const EncodedGradients encoded = rank.encode();
-  std::vector<float> expected = before;
+  kernels::HugeVector<float> expected = before;
   for (float& value : expected) {
     value *= 0.5F;
   }
