@@ -117,7 +117,7 @@ void ModuleGradients::load(const std::vector<std::optional<at::Tensor>>& residua
                       " is not finite");
     const auto* const data = values.const_data_ptr<float>();
     loaded[key] = std::make_shared<plugins::Residual>(
-        plugins::Residual{std::vector<float>(data, data + values.numel())});
+        plugins::Residual{kernels::HugeVector<float>(data, data + values.numel())});
   }
   const std::lock_guard lock(mutex_);
   residuals_ = std::move(loaded);

@@ -207,32 +207,36 @@ class Gradients {
   explicit Gradients(const Row& row)
       : codec_({{kRows, static_cast<std::int64_t>(row.elements) / kRows}},
                {GradientMethod::ef, row.k, 1, row.transform, 1.0F, row.isa}),
-        gradient_(row.elements) {
+        gradient_(row.elements * kernels::size_of(row.dtype)),
+        views_{{gradient_.data(), row.dtype, row.elements}} {
+    AlignedVector<float> values(kernels::kTileElements);
     for (std::size_t peer = 0; peer < row.peers; ++peer) {
-      for (std::size_t i = 0; i < row.elements; ++i) {
-        gradient_[i] = noise()(i, peer);
+      for (std::size_t begin = 0; begin < row.elements; begin += values.size()) {
+        const std::size_t n = std::min(values.size(), row.elements - begin);
+        for (std::size_t i = 0; i < n; ++i) {
+          values[i] = noise()(begin + i, peer);
+        }
+        kernels::table(row.isa).scatter(row.dtype, values.data(), address(views_.front(), begin), n,
+                                        1, n, kernels::Store::cached);
       }
       Residual* const residuals[] = {&residual_};
-      records_.push_back(codec_.parse(codec_.encode(views(), residuals).record));
+      records_.push_back(codec_.parse(codec_.encode(views_, residuals).record));
     }
     contributions_ = contributions_of(records_);
   }
 
   void encode() {
     Residual* const residuals[] = {&residual_};
-    benchmark::DoNotOptimize(codec_.encode(views(), residuals));
+    benchmark::DoNotOptimize(codec_.encode(views_, residuals));
   }
-  void decode() { codec_.decode(contributions_, {}, views()); }
+  void decode() { codec_.decode(contributions_, {}, views_); }
 
  private:
   static constexpr std::int64_t kRows = 2560;
 
-  std::vector<TensorView> views() {
-    return {{gradient_.data(), kernels::DType::f32, gradient_.size()}};
-  }
-
   GradientCodec codec_;
-  AlignedVector<float> gradient_;
+  AlignedVector<std::byte> gradient_;
+  std::vector<TensorView> views_;
   Residual residual_;
   std::vector<ParsedRecord> records_;
   std::vector<Contribution> contributions_;
@@ -409,6 +413,7 @@ void add_weights(int threads) {
 }
 
 constexpr Operation<Gradients> kEncode{[](Gradients& gradients) { gradients.encode(); }};
+constexpr Operation<Gradients> kDecode{[](Gradients& gradients) { gradients.decode(); }};
 
 void add_gradients(int threads) {
   const std::string of = "/threads:" + std::to_string(threads);
@@ -419,8 +424,7 @@ void add_gradients(int threads) {
                  kEncode);
   for (const std::size_t peers : {1U, 8U, 32U}) {
     add<Gradients>("ef_decode_" + std::to_string(peers) + "_peers" + of,
-                   {.threads = threads, .peers = peers, .k = kGradientK}, 4.0,
-                   {[](Gradients& gradients) { gradients.decode(); }});
+                   {.threads = threads, .peers = peers, .k = kGradientK}, 4.0, kDecode);
   }
 }
 
@@ -437,10 +441,15 @@ void add_instruction_sets() {
 
 void add_types_and_sizes() {
   add_sync<Modules>("weights_sync_one_span/modules:2", {.threads = 2, .k = kGradientK});
-  add_sync("weights_sync/dtype:bf16",
-           {.dtype = kernels::DType::bf16, .turns = default_turns(kWeightsK)});
-  add_sync("weights_sync/dtype:f16",
-           {.dtype = kernels::DType::f16, .turns = default_turns(kWeightsK)});
+  for (const auto& [name, dtype] :
+       {std::pair{"bf16", kernels::DType::bf16}, {"f16", kernels::DType::f16}}) {
+    const std::string of = "/dtype:" + std::string(name);
+    add_sync("weights_sync" + of, {.dtype = dtype, .turns = default_turns(kWeightsK)});
+    // Reads the gradient and M, writes M.
+    add<Gradients>("ef_encode" + of, {.dtype = dtype, .k = kGradientK}, 10.0, kEncode);
+    add<Gradients>("ef_decode_8_peers" + of, {.dtype = dtype, .peers = 8, .k = kGradientK}, 2.0,
+                   kDecode);
+  }
   constexpr std::size_t kMiB = std::size_t{1} << 20;
   for (const std::size_t bytes : {kMiB / 16, kMiB, 16 * kMiB, 128 * kMiB, 1024 * kMiB}) {
     if (6 * bytes > free_bytes()) {  // x, W, R, two of the memcpy, values on their way
