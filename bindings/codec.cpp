@@ -13,6 +13,7 @@
 #include "backend/c10d/device_codec.h"
 #include "backend/c10d/tensors.h"
 #include "plugins/weights.h"
+#include "plugins/weights_defaults.h"
 
 namespace py = pybind11;
 

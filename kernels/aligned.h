@@ -6,9 +6,9 @@
 #include <new>
 #include <vector>
 
-namespace distro::kernels {
+#include "kernels/kernels.h"
 
-inline constexpr std::size_t kCacheLineBytes = 64;
+namespace distro::kernels {
 
 /// Which pages of memory to ask the system for.
 enum class Pages : std::uint8_t {

@@ -12,6 +12,8 @@ namespace distro::kernels {
 /// Consecutive weights that share one selection.
 inline constexpr std::size_t kTileElements = 4096;
 
+inline constexpr std::size_t kCacheLineBytes = 64;
+
 enum class Isa : std::uint8_t { scalar, avx2, avx512 };
 
 /// Element type of the script's weights and gradients. The reference and the residual are always

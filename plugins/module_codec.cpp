@@ -72,4 +72,16 @@ void check_state(const Geometry& geometry, const kernels::KernelTable& kernels, 
   }
 }
 
+std::uint32_t kept_of_turn(std::uint32_t k, std::size_t turns) noexcept {
+  const std::size_t kept = k * turns;
+  return static_cast<std::uint32_t>(std::min(kept, kernels::kTileElements));
+}
+
+double mean_move(const Geometry& geometry, std::uint64_t number, double sum) noexcept {
+  const auto elements =
+      static_cast<double>(std::max<std::size_t>(geometry.elements(geometry.turn_of(number)), 1));
+  const auto steps = static_cast<double>(std::clamp<std::uint64_t>(number, 1, geometry.turns()));
+  return sum / elements / steps;
+}
+
 }  // namespace distro::plugins

@@ -28,6 +28,10 @@ struct WeightsConfig {
   std::uint32_t spread_steps = 0;
 };
 
+/// Entries kept of each 4096 weights that are looked at: all that are kept of `turns` times as
+/// many.
+[[nodiscard]] std::uint32_t kept_of_turn(std::uint32_t k, std::size_t turns) noexcept;
+
 /// An exchange that is due: what every participant sent, in participant order. All records are of
 /// one turn.
 struct Due {
@@ -60,6 +64,10 @@ struct Step {
   /// was, others may have been exchanged already, so that every x is one or the other.
   std::optional<std::size_t> non_finite;
 };
+
+/// Step::move_mean, of the sum of |move| over the turn of exchange `number`: its weights have moved
+/// since their last turn.
+[[nodiscard]] double mean_move(const Geometry& geometry, std::uint64_t number, double sum) noexcept;
 
 /// W, R and P of one tensor, in its element order.
 struct TensorState {

@@ -11,34 +11,7 @@
 
 namespace distro::plugins {
 
-/// Entries kept of each 4096 weights that are looked at: all that are kept of `turns` times as
-/// many.
-[[nodiscard]] std::uint32_t kept_of_turn(std::uint32_t k, std::size_t turns) noexcept;
-
-/// How many turns weights take by default: the more, the less is looked at in an exchange and the
-/// fewer bits an index costs. Of what is looked at, a sixteenth is sent at most, so that a
-/// selection remains one.
-[[nodiscard]] std::size_t default_turns(std::uint32_t k) noexcept;
-
-/// Over how many steps comes what a gain adds to a mean of moves by default (Spread; 0: at once).
-/// The more of a tile is sent at each step, the sooner all participants send the same entry, and
-/// the longer it takes until each has seen what the others' entries did.
-/// integration/studies/grids/spread.json compares.
-[[nodiscard]] std::uint32_t default_spread_steps(std::uint32_t k, int delay) noexcept;
-
-/// What a participant's unsent moves count in its own weights by default, of 1. `sent`: what they
-/// count when they have been sent, gain * weight of the participant. That is the answer where few
-/// entries are sent at a time: then sending changes nothing for the sender. Where a gain is spread
-/// it is 1, for then the mean counts in full at once. Without a gain, but with k above 64, it is at
-/// least 1/2: ranks that hardly see their own moves go on in a direction until these come back to
-/// them from all, and where many are sent that is too far. integration/studies/grids/share.json
-/// compares.
-[[nodiscard]] float default_share(float sent, float gain, std::uint32_t k,
-                                  std::uint32_t spread_steps) noexcept;
-
-/// Step::move_mean, of the sum of |move| over the turn of exchange `number`: its weights have moved
-/// since their last turn.
-[[nodiscard]] double mean_move(const Geometry& geometry, std::uint64_t number, double sum) noexcept;
+struct WeightsState;
 
 /// The `weights` mode codec of one module in host memory (README.md, "How it works": reference W,
 /// residual R, top k of R by tile): W and R lie there, and x does.
@@ -79,8 +52,7 @@ class WeightsCodec final : public ModuleCodec {
   [[nodiscard]] std::vector<float> residual(std::size_t tensor) const;
 
  private:
-  struct State;
-  std::unique_ptr<State> state_;
+  std::unique_ptr<WeightsState> state_;
 };
 
 /// The factory of codecs in host memory.

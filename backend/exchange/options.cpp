@@ -12,7 +12,7 @@
 
 #include "backend/exchange/sites.h"
 #include "backend/exchange/text.h"
-#include "plugins/weights.h"
+#include "plugins/weights_defaults.h"
 #include "transport/bind.h"
 
 extern char** environ;  // NOLINT(readability-redundant-declaration): POSIX declares it in no header

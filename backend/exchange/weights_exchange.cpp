@@ -9,6 +9,7 @@
 
 #include "backend/exchange/stopwatch.h"
 #include "plugins/record_coder.h"
+#include "plugins/weights_defaults.h"
 
 namespace distro::exchange {
 namespace {

@@ -19,6 +19,7 @@
 #include "kernels/aligned.h"
 #include "plugins/gradient.h"
 #include "plugins/weights.h"
+#include "plugins/weights_defaults.h"
 
 #if defined(__GLIBC__)
 #include <malloc.h>

@@ -12,6 +12,7 @@
 
 #include "gradient_ranks.h"
 #include "plugins/gradient_layout.h"
+#include "plugins/weights_defaults.h"
 #include "tests/golden.h"
 #include "tests/kernels/isas.h"
 #include "tests/seed.h"

@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "plugins/weights_defaults.h"
 #include "simulation.h"
 
 namespace distro::plugins {

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "gradient_ranks.h"
+#include "plugins/weights_defaults.h"
 #include "simulation.h"
 
 namespace distro::plugins {

@@ -12,6 +12,7 @@
 #include "kernels/half.h"
 #include "kernels/kernels.h"
 #include "plugins/weights.h"
+#include "plugins/weights_defaults.h"
 
 namespace distro::plugins {
 namespace {

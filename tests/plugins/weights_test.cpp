@@ -9,6 +9,7 @@
 #include <cstring>
 #include <numeric>
 
+#include "plugins/weights_defaults.h"
 #include "simulation.h"
 
 namespace distro::plugins {
