@@ -33,12 +33,14 @@ py::bytes bytes_of(const std::vector<std::byte>& record) {
 class Codec {
  public:
   Codec(const std::vector<std::size_t>& elements, std::uint32_t k, std::uint32_t value_bits,
-        const std::optional<at::Device>& device, std::size_t turns, std::uint32_t spread_steps) {
+        const std::optional<at::Device>& device, std::size_t turns, std::uint32_t spread_steps,
+        std::uint32_t residual_bits) {
     const plugins::WeightsConfig config{.k = k,
                                         .value_bits = value_bits,
                                         .isa = kernels::best_isa(),
                                         .arena = nullptr,
-                                        .spread_steps = spread_steps};
+                                        .spread_steps = spread_steps,
+                                        .residual_bits = residual_bits};
     plugins::Geometry geometry(elements, turns);
     codec_ = device ? c10d_backend::device_codecs(with_index(*device))(std::move(geometry), config)
                     : plugins::make_host_codec(std::move(geometry), config);
@@ -169,9 +171,9 @@ void bind_codec(py::module_& module) {
       "studies.");
   py::class_<Codec>(module, "Codec", "The weights mode codec of one module; for tests.")
       .def(py::init<const std::vector<std::size_t>&, std::uint32_t, std::uint32_t,
-                    const std::optional<at::Device>&, std::size_t, std::uint32_t>(),
+                    const std::optional<at::Device>&, std::size_t, std::uint32_t, std::uint32_t>(),
            py::arg("elements"), py::arg("k"), py::arg("value_bits"), py::arg("device") = py::none(),
-           py::arg("turns") = 1, py::arg("spread_steps") = 0)
+           py::arg("turns") = 1, py::arg("spread_steps") = 0, py::arg("residual_bits") = 32)
       .def("begin", &Codec::begin)
       .def("advance", &Codec::advance)
       .def("encode", &Codec::encode)

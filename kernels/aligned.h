@@ -18,8 +18,9 @@ enum class Pages : std::uint8_t {
   huge,
 };
 
-/// Wishes for huge pages where whole ones lie in this memory, which has not been written yet. Does
-/// nothing to less than some MiB.
+/// Wishes for huge pages where whole ones lie in this memory, best before it is written. Does
+/// nothing to less than 4 MiB. The wish stays with the addresses: what the heap puts there later
+/// has such pages, too.
 void want_huge_pages(void* memory, std::size_t bytes) noexcept;
 
 /// Memory that begins with a cache line: a vector of a full cache line that begins elsewhere is

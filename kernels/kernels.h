@@ -121,7 +121,4 @@ struct KernelTable {
 /// The mix of one entry of checksum().
 [[nodiscard]] std::uint64_t mix(std::uint64_t index, float value) noexcept;
 
-/// What move() makes of one entry.
-[[nodiscard]] float moved(float before, float gain, float sum) noexcept;
-
 }  // namespace distro::kernels

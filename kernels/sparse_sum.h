@@ -10,9 +10,14 @@
 
 namespace distro::kernels {
 
+/// What KernelTable::move() makes of one entry.
+[[nodiscard]] inline float moved(float before, float gain, float sum) noexcept {
+  return before + gain * sum;
+}
+
 /// The weighted sum of sparse entries in one tile, in fp32 and in the order of the calls. 32 KiB,
-/// for the stack; empty after construction, clear() and drain(). Of its memory only what entries
-/// need is touched.
+/// for the stack; empty after construction, clear() and drain(). But for a table of 8 KiB only
+/// what entries need of it is touched.
 class SparseSum {
  public:
   // Leaves alone what no entry needs yet: it would cost more than the entries of a tile do.
@@ -22,7 +27,7 @@ class SparseSum {
   void add(float weight, std::span<const std::uint16_t> index,
            std::span<const float> value) noexcept;
 
-  /// The entries that were added to, each once, in the order in which they came first.
+  /// The entries that were added to, each once, in no order.
   [[nodiscard]] std::span<const std::uint16_t> index() const noexcept {
     return std::span(index_).subspan(1, entries_);
   }

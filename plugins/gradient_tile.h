@@ -29,7 +29,6 @@ struct DecodeScratch {
   kernels::SparseSum sum;
   std::array<std::uint16_t, kernels::kTileElements> index;
   Values sums;
-  Values weights;
   Values values;
 };
 

@@ -7,6 +7,7 @@
 
 #include "plugins/fingerprint.h"
 #include "plugins/weights_state.h"
+#include "plugins/weights_tile.h"
 
 namespace distro::plugins {
 
@@ -34,7 +35,7 @@ std::optional<std::size_t> WeightsCodec::begin(Views x) {
       adopt_tile(state.kernels, state.geometry, tile, x, state.w.data() + tile.begin);
     });
   }
-  std::ranges::fill(state.r, 0.0F);
+  state.r.fill_zeros();
   state.pending =
       WeightsState::Values();  // on all ranks: who has P writes other weights than who has none
   rehash();
@@ -68,7 +69,7 @@ void WeightsCodec::settle(Views x, const Due& due, float share_after) {
   check(state_->geometry, x);
   check(state_->geometry, due);
   WeightsState& state = *state_;
-  const bool derive = state.r.empty();
+  const bool derive = !state.r.kept();
   state.keep_pending(due);
   state.keep_residual(x, share_after);
   const WeightsState::Pass pass{
@@ -88,7 +89,7 @@ void WeightsCodec::apply(const Due& due) {
 void WeightsCodec::leave(Views x, float share) {
   check(state_->geometry, x);
   constexpr float kAll = 1.0F;
-  if (state_->r.empty() && share != 0.0F) {
+  if (!state_->r.kept() && share != 0.0F) {
     reshare(x, kAll, share);  // R is in x
     return;
   }
@@ -127,21 +128,20 @@ std::vector<float> WeightsCodec::reference(std::size_t tensor) const {
 }
 
 std::vector<float> WeightsCodec::residual(std::size_t tensor) const {
-  if (state_->r.empty()) {
-    return std::vector<float>(state_->geometry.tensor_elements(tensor));
-  }
-  return state_->of_tensor(tensor, state_->r);
+  return state_->residual_of_tensor(tensor);
 }
 
 std::vector<TensorState> WeightsCodec::state(Views x, float share) {
   WeightsState& state = *state_;
   check(state.geometry, x);
   const bool derive = state.derives(x, share);
-  WeightsState::Values r = state.r;
-  r.resize(state.geometry.elements());
+  WeightsState::Values r(state.geometry.elements());
+  if (state.r.kept()) {
+    state.r.read(0, r);
+  }
   for (std::size_t turn = 0; turn < state.geometry.turns(); ++turn) {
     state.for_each_tile(turn, [&](const Tile& tile, std::size_t, WeightsState::RunResult&) {
-      WeightsState::TileBuffer buffer;
+      TileBuffer buffer;
       float* const tile_r = r.data() + tile.begin;
       if (!absorb_tile(state.kernels, state.geometry, tile, x, state.arrived(tile, buffer), tile_r,
                        derive ? nullptr : &share)) {
@@ -168,8 +168,8 @@ void WeightsCodec::restore_state(std::size_t tensor, std::span<const float> refe
   WeightsState& state = *state_;
   check_state(state.geometry, state.kernels, tensor, reference, residual, pending);
   state.to_tensor(tensor, reference, state.w);
-  state.r.resize(state.geometry.elements());
-  state.to_tensor(tensor, residual, state.r);
+  state.r.keep(state.geometry.elements());
+  state.residual_to_tensor(tensor, residual);
   if (!pending.empty() && state.spread_steps > 0) {
     state.pending.resize(state.geometry.elements());
     state.to_tensor(tensor, pending, state.pending);

@@ -5,6 +5,8 @@
 #include <limits>
 #include <utility>
 
+#include "plugins/weights_tile.h"
+
 namespace distro::plugins {
 namespace {
 
@@ -21,7 +23,8 @@ WeightsState::WeightsState(Geometry cut, WeightsConfig how)
       kernels(kernels::table(how.isa)),
       arena(how.arena),
       spread_steps(how.spread_steps),
-      w(geometry.elements()) {
+      w(geometry.elements()),
+      r(how.residual_bits) {
   std::size_t most_runs = 0;
   std::size_t most_staged = 0;
   for (std::size_t turn = 0; turn < geometry.turns(); ++turn) {
@@ -64,8 +67,8 @@ std::optional<std::size_t> WeightsState::find_non_finite(std::span<const TensorV
 }
 
 void WeightsState::keep_residual(std::span<const TensorView> x, float share) {
-  if (r.empty() && !derives_residual(x, share)) {
-    r.resize(geometry.elements());
+  if (!derives_residual(x, share)) {
+    r.keep(geometry.elements());
   }
 }
 
@@ -83,7 +86,7 @@ void WeightsState::all_left(std::span<const TensorView> x, float share) {
 
 void WeightsState::drop_residual(std::span<const TensorView> x, float share) {
   if (derives_residual(x, share)) {
-    r = Values();  // which gives its memory back
+    r.drop();
   }
 }
 
@@ -109,14 +112,16 @@ void WeightsState::run_tiles(std::size_t turn, const Pass& pass, bool restores_t
   std::array<std::uint16_t, kernels::kTileElements> index{};
   TileBuffer buffer;
   TileBuffer derived;
-  if (r.empty() && !pass.derive) {
+  if (!r.kept() && !pass.derive) {
     derived.fill(0.0F);  // x is not known, or does not count
   }
   const std::size_t end = tiles.first_tile + tiles.tiles;
   for (std::size_t t = tiles.first_tile; t < end; ++t) {
     const Tile& tile = geometry.tiles(turn)[t];
     float* const tile_w = w.data() + tile.begin;
-    float* const tile_r = r.empty() ? derived.data() : r.data() + tile.begin;
+    float* const tile_r = r.kept()
+                              ? r.open(kernels, tile.begin, tile.elements, !pass.derive, derived)
+                              : derived.data();
     const bool absorbs = pass.derive || pass.absorb != nullptr;
     if (absorbs) {
       const auto moved = absorb_tile(kernels, geometry, tile, pass.x, arrived(tile, buffer), tile_r,
@@ -133,15 +138,21 @@ void WeightsState::run_tiles(std::size_t turn, const Pass& pass, bool restores_t
         tile_p = {std::span(pending).subspan(tile.begin, tile.elements),
                   spread(pass.due->gain, spread_steps, geometry.turns())};
       }
-      // Where no pass over the tile precedes this one, every entry is a cache miss.
-      const bool fetch_next = !absorbs && t + 1 < geometry.tiles(turn).size();
+      // Where no pass over the tile precedes this one, every entry is a cache miss. Past the end of
+      // the run too: what comes next is as a rule this thread's.
+      const bool fetches = !absorbs && t + 1 < geometry.tiles(turn).size();
+      const Next next{fetches ? tile_w + tile.elements : nullptr,
+                      fetches && r.kept() && !r.rounds() ? tile_r + tile.elements : nullptr};
       result.checksum +=
-          apply_tile(kernels, *pass.due, t, tile, tile_w, tile_r, tile_p, fetch_next, sum);
+          apply_tile(kernels, *pass.due, t, tile.begin, tile_w, tile_r, tile_p, next, sum);
     }
     if (pass.select) {
       const std::size_t kept = TileLayout::kept(coder.format().k, tile.elements);
       const std::size_t count = kernels.select(tile_r, tile.elements, kept, index.data());
       writer.add(std::span(index).first(count), tile_r);
+    }
+    if (r.kept()) {
+      r.close(kernels, tile_r, tile.begin, tile.elements);
     }
     if (pass.restore == nullptr) {
       continue;
@@ -229,6 +240,22 @@ std::vector<float> WeightsState::of_tensor(std::size_t tensor, const Values& val
     std::copy_n(values.data() + flat, n, copy.data() + at);
   });
   return copy;
+}
+
+std::vector<float> WeightsState::residual_of_tensor(std::size_t tensor) const {
+  std::vector<float> copy(geometry.tensor_elements(tensor));
+  if (r.kept()) {
+    for_each_stretch_of(tensor, [&](std::size_t at, std::size_t flat, std::size_t n) {
+      r.read(flat, std::span(copy).subspan(at, n));
+    });
+  }
+  return copy;
+}
+
+void WeightsState::residual_to_tensor(std::size_t tensor, std::span<const float> from) {
+  for_each_stretch_of(tensor, [&](std::size_t at, std::size_t flat, std::size_t n) {
+    r.write(flat, from.subspan(at, n));
+  });
 }
 
 void WeightsState::to_tensor(std::size_t tensor, std::span<const float> from,

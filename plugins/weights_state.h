@@ -1,6 +1,5 @@
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -13,9 +12,9 @@
 #include "plugins/module_codec.h"
 #include "plugins/parallel.h"
 #include "plugins/record_coder.h"
-#include "plugins/weights_tile.h"
+#include "plugins/residual.h"
 
-/// Inside of plugins/weights.cpp.
+/// Inside of WeightsCodec.
 namespace distro::plugins {
 
 /// The memory of a `weights` codec in host memory, and its passes over tiles.
@@ -30,7 +29,6 @@ struct WeightsState {
   /// A value for each weight. The first tile begins with a cache line, and so do all where tensors
   /// have whole lines of a turn: no vector lies across two lines there.
   using Values = kernels::HugeVector<float>;
-  using TileBuffer = std::array<float, kernels::kTileElements>;
 
   /// Consecutive weights of a tensor.
   struct Block {
@@ -74,7 +72,7 @@ struct WeightsState {
   [[nodiscard]] Step step(std::uint64_t number, Pass pass);
   /// Whether R is what x, left with this share, is ahead of W.
   [[nodiscard]] bool derives(std::span<const TensorView> x, float share) const noexcept {
-    return r.empty() || derives_residual(x, share);
+    return !r.kept() || derives_residual(x, share);
   }
   /// From now on R is kept, unless it need not be (ModuleCodec) with this share.
   void keep_residual(std::span<const TensorView> x, float share);
@@ -92,6 +90,8 @@ struct WeightsState {
   /// A copy of values in the flat order, in the order of the tensor's elements.
   [[nodiscard]] std::vector<float> of_tensor(std::size_t tensor, const Values& values) const;
   void to_tensor(std::size_t tensor, std::span<const float> from, Values& values) const;
+  [[nodiscard]] std::vector<float> residual_of_tensor(std::size_t tensor) const;
+  void residual_to_tensor(std::size_t tensor, std::span<const float> from);
   /// Calls visit(first element in the tensor, first in the flat order, elements).
   template <class Visit>
   void for_each_stretch_of(std::size_t tensor, const Visit& visit) const;
@@ -103,7 +103,7 @@ struct WeightsState {
   std::vector<Block> blocks;
   std::uint32_t spread_steps;
   Values w;
-  Values r;                    // empty: what x is ahead of W
+  ResidualStore r;             // not kept: what x is ahead of W
   Values pending;              // P; empty: no gain was spread so far
   bool encoded_ahead = false;  // Pass::ahead of the step before
   std::uint64_t checksum = 0;

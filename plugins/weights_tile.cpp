@@ -9,7 +9,8 @@ namespace {
 
 /// Room for the weights of a tile of any types, each segment from its own place on.
 struct Buffer {
-  alignas(64) std::array<std::byte, kernels::kTileElements * sizeof(double)> bytes;
+  alignas(kernels::kCacheLineBytes)
+      std::array<std::byte, kernels::kTileElements * sizeof(double)> bytes;
 
   [[nodiscard]] std::byte* of(const Segment& segment) noexcept {
     return bytes.data() + segment.tile_begin * sizeof(double);
@@ -135,8 +136,8 @@ void restore_touched(const Geometry& geometry, const Tile& tile, std::span<const
                      std::span<const std::uint16_t> touched) noexcept {
   const std::span<const Segment> segments = geometry.segments(tile);
   for (const std::uint16_t j : touched) {
-    const Segment& segment = *std::ranges::find_if(
-        segments, [&](const Segment& of) { return j < of.tile_begin + of.elements; });
+    const Segment& segment = *std::ranges::partition_point(
+        segments, [&](const Segment& of) { return of.tile_begin + of.elements <= j; });
     const TensorView& tensor = x[segment.tensor];
     const std::size_t at = geometry.element(segment, j);
     if (tensor.dtype == kernels::DType::f32) {
@@ -147,14 +148,14 @@ void restore_touched(const Geometry& geometry, const Tile& tile, std::span<const
   }
 }
 
-std::uint64_t apply_tile(const kernels::KernelTable& kernels, const Due& due, std::size_t number,
-                         const Tile& tile, float* w, float* r, const Pending& pending,
-                         bool fetch_next, kernels::SparseSum& sum) noexcept {
+std::uint64_t apply_tile(const kernels::KernelTable& kernels, const Due& due, std::size_t tile,
+                         std::size_t begin, float* w, float* r, const Pending& pending,
+                         const Next& next, kernels::SparseSum& sum) noexcept {
   sum.clear();
   for (std::size_t participant = 0; participant < due.contributions.size(); ++participant) {
     const auto& [record, weight] = due.contributions[participant];
-    const std::span<const std::uint16_t> index = record->indices(number);
-    const std::span<const float> value = record->values(number);
+    const std::span<const std::uint16_t> index = record->indices(tile);
+    const std::span<const float> value = record->values(tile);
     // The hardware follows few streams at a time, and these are two of each participant.
     __builtin_prefetch(index.data() + kEntriesAhead);
     __builtin_prefetch(value.data() + kEntriesAhead);
@@ -165,9 +166,9 @@ std::uint64_t apply_tile(const kernels::KernelTable& kernels, const Due& due, st
       }
     }
     // Some after some of the work: only so many can be on their way at once.
-    if (fetch_next) {
-      for (const std::uint16_t j : record->indices(number + 1)) {
-        __builtin_prefetch(w + tile.elements + j, 1);
+    if (next.w != nullptr) {
+      for (const std::uint16_t j : record->indices(tile + 1)) {
+        __builtin_prefetch(next.w + j, 1);
       }
     }
   }
@@ -180,13 +181,12 @@ std::uint64_t apply_tile(const kernels::KernelTable& kernels, const Due& due, st
       p *= pending.spread.keep;
     }
   }
-  if (fetch_next) {
-    for (const std::uint16_t j : due.contributions[due.own].record->indices(number + 1)) {
-      __builtin_prefetch(r + tile.elements + j, 1);
+  if (next.r != nullptr) {
+    for (const std::uint16_t j : due.contributions[due.own].record->indices(tile + 1)) {
+      __builtin_prefetch(next.r + j, 1);
     }
   }
-  return kernels.move(w, sum.index().data(), sum.sum().data(), sum.index().size(), due.gain,
-                      tile.begin);
+  return kernels.move(w, sum.index().data(), sum.sum().data(), sum.index().size(), due.gain, begin);
 }
 
 }  // namespace distro::plugins

@@ -41,13 +41,18 @@ struct Pending {
   Spread spread;
 };
 
+/// W and R of the tile that comes next, whose entries are fetched; null: they are not.
+struct Next {
+  const float* w = nullptr;
+  const float* r = nullptr;
+};
+
 /// W += gain * sum of weight * q, in participant order; R -= own q. P += what is spread of it, and
-/// of P a part has come. `number`: the tile's in its turn. Leaves in `sum` what was added. Returns
-/// the change of the checksum of W. `fetch_next`: entries of the next tile, which lies behind this
-/// one, are fetched.
+/// of P a part has come. `tile`: its number in its turn; `begin`: its first element in the flat
+/// order. Leaves in `sum` what was added. Returns the change of the checksum of W.
 [[nodiscard]] std::uint64_t apply_tile(const kernels::KernelTable& kernels, const Due& due,
-                                       std::size_t number, const Tile& tile, float* w, float* r,
-                                       const Pending& pending, bool fetch_next,
+                                       std::size_t tile, std::size_t begin, float* w, float* r,
+                                       const Pending& pending, const Next& next,
                                        kernels::SparseSum& sum) noexcept;
 
 }  // namespace distro::plugins

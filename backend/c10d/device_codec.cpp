@@ -12,7 +12,6 @@
 #include "plugins/fingerprint.h"
 #include "plugins/float_environment.h"
 #include "plugins/parallel.h"
-#include "plugins/weights.h"
 
 namespace distro::c10d_backend {
 namespace {
@@ -66,6 +65,9 @@ DeviceCodec::DeviceCodec(plugins::Geometry geometry, const plugins::WeightsConfi
       config_(config),
       kept_(plugins::kept_of_turn(config.k, geometry_.turns())),
       device_(device) {
+  TORCH_CHECK_VALUE(config.residual_bits == 32,
+                    "Options(residual_bits=16) is for modules in host memory, and this one is on ",
+                    device, "; leave it out, or move the module");
   const PlainArithmetic plain;
   std::int64_t slots = 0;
   std::size_t most_staged = 0;

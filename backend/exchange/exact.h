@@ -2,7 +2,7 @@
 
 #include <span>
 
-#include "plugins/weights.h"
+#include "plugins/tensor_view.h"
 
 namespace distro::exchange {
 

@@ -241,6 +241,14 @@ const std::vector<Entry>& entries() {
          }
        },
        kCompressing},
+      {"residual_bits", false, "16, 32",
+       [](Options& o, std::string_view t) {
+         o.residual_bits = number<std::uint32_t>(t, 16, 32);
+         if (o.residual_bits != 16 && o.residual_bits != 32) {
+           throw BadValue{};
+         }
+       },
+       kOfWeights},
       {"share", false, "auto, or a number from 0 to 1",
        [](Options& o, std::string_view t) {
          o.share = t == "auto" ? std::optional<double>{} : number<double>(t, 0.0, 1.0);
@@ -468,6 +476,7 @@ StringMap Options::agreed() const {
           {"turns", std::to_string(turns())},
           {"spread", std::to_string(spread_steps())},
           {"value_bits", std::to_string(value_bits)},
+          {"residual_bits", std::to_string(residual_bits)},
           {"delay", std::to_string(delay)},
           {"min_elements", std::to_string(min_elements)},
           {"transform", transform == plugins::Transform::dct ? "dct" : "none"},

@@ -41,6 +41,7 @@ struct Options {
   std::optional<std::uint32_t> turns_given;   ///< Empty: by k (turns()).
   std::optional<std::uint32_t> spread_given;  ///< Empty: by k (spread_steps()).
   std::uint32_t value_bits = 1;               ///< 1 or 32.
+  std::uint32_t residual_bits = 32;           ///< weights: 32 or 16.
   int delay = 1;                              ///< Steps that an exchange may travel: 0 or 1.
   std::string site;                           ///< A label, "host", or empty: ranks that act as one.
   std::uint64_t min_elements = 4096;          ///< ef, demo: smallest reduction that is compressed.

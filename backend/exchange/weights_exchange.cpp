@@ -32,7 +32,8 @@ plugins::WeightsConfig config_of(const Options& options, tbb::task_arena& arena)
           .value_bits = options.value_bits,
           .isa = options.isa,
           .arena = &arena,
-          .spread_steps = options.spread_steps()};
+          .spread_steps = options.spread_steps(),
+          .residual_bits = options.residual_bits};
 }
 
 // The tiles of a module whose records all ranks can keep. Before any memory is taken for it.

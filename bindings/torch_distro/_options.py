@@ -30,6 +30,8 @@ class Options:
         spread: steps over which what a gain adds to the mean comes: ``auto`` (0, all at once, where
             k is below 24, and up to 48 where it is large) or 0 to 10000.
         value_bits: 1 (sign and shared scale) or 32 (exact values).
+        residual_bits: ``weights``: what is unsent is kept in 32 bits a weight (float32) or in 16
+            (bfloat16; modules in host memory).
         min_elements: ``ef``, ``demo``: elements of the smallest reduction that is compressed
             (4096).
         transform: ``ef``, ``demo``: ``dct`` (of blocks of 64 x 64) or ``none``.
@@ -62,6 +64,7 @@ class Options:
     turns: int | Literal["auto"] | None = None
     spread: int | Literal["auto"] | None = None
     value_bits: int | None = None
+    residual_bits: Literal[16, 32] | None = None
     transport: str | None = None
     topology: Literal["mesh", "hub"] | None = None
     bind: str | None = None

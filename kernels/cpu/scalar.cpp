@@ -28,10 +28,6 @@ std::uint64_t mix(std::uint64_t index, float value) noexcept {
   return scalar::mix_one(index, value);
 }
 
-float moved(float before, float gain, float sum) noexcept {
-  return scalar::moved_one(before, gain, sum);
-}
-
 std::uint16_t to_f16(float value) noexcept { return scalar::F16::store(value); }
 float from_f16(std::uint16_t bits) noexcept { return scalar::F16::load(bits); }
 std::uint16_t to_bf16(float value) noexcept { return scalar::Bf16::store(value); }

@@ -14,6 +14,7 @@
 #include <random>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "kernels/aligned.h"
@@ -102,6 +103,7 @@ struct Row {
   std::size_t turns = 1;
   float share = 0.5F;
   std::uint32_t spread = 0;
+  std::uint32_t residual_bits = 32;
   Transform transform = Transform::dct;
   tbb::task_arena* arena = nullptr;  ///< Of the codec; null: the caller's.
 };
@@ -126,11 +128,13 @@ class Weights {
         values_(row.elements),
         x_(row.elements * kernels::size_of(row.dtype)),
         views_{{x_.data(), row.dtype, row.elements}},
-        codec_(Geometry(std::vector{row.elements}, row.turns), {.k = row.k,
-                                                                .value_bits = 1,
-                                                                .isa = row.isa,
-                                                                .arena = row.arena,
-                                                                .spread_steps = row.spread}) {
+        codec_(Geometry(std::vector{row.elements}, row.turns),
+               {.k = row.k,
+                .value_bits = 1,
+                .isa = row.isa,
+                .arena = row.arena,
+                .spread_steps = row.spread,
+                .residual_bits = row.residual_bits}) {
     codec_.begin(views_);
     for (std::size_t peer = 0; peer < row.peers; ++peer) {
       move();
@@ -361,7 +365,7 @@ double sync_bytes(const Row& row) {
   const auto x = static_cast<double>(kernels::size_of(row.dtype));
   const double p = row.spread > 0 ? 4.0 : 0.0;
   const bool all_moves_count = row.share == 1.0F;  // then there is no R, and x is W + R as it is
-  const double r = all_moves_count ? 0.0 : 4.0;
+  const double r = all_moves_count ? 0.0 : row.residual_bits / 8.0;
   // Reads x, W, R and P, writes R and P, and x where not only single entries of it change.
   const double of_due = 4.0 + 2 * r + 2 * p + (all_moves_count && p == 0.0 ? x : 2 * x);
   if (row.turns == 1) {
@@ -398,6 +402,8 @@ void add_weights(int threads) {
   add_sync("weights_sync_one_span" + of, {.threads = threads, .k = kGradientK});
   add_sync("weights_sync_one_span_share_1" + of,
            {.threads = threads, .k = kGradientK, .share = 1.0F});
+  add_sync("weights_sync_one_span_residual_16" + of,
+           {.threads = threads, .k = kGradientK, .residual_bits = 16});
   Row share_1 = row_of_default(kBucketElements, threads);
   share_1.share = 1.0F;
   add_sync("weights_sync_share_1" + of, share_1);

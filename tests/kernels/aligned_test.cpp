@@ -41,16 +41,27 @@ std::string flags_at(std::uintptr_t address) {
   return {};
 }
 
+bool asks_for_huge_pages(std::uintptr_t address) {
+  return flags_at(address).find(" hg ") != std::string::npos;
+}
+
 TEST(Aligned, WhatIsLargeAsksForHugePages) {
-  const HugeVector<float> large(std::size_t{4} << 20);
-  const std::string flags = flags_at(address_of(large) + (8U << 20));
-  if (flags.empty() || !std::filesystem::exists("/sys/kernel/mm/transparent_hugepage")) {
+  constexpr std::size_t kMiB = std::size_t{1} << 20;
+  // More than the heap keeps for itself.
+  const HugeVector<float> huge(16 * kMiB);
+  if (flags_at(address_of(huge) + 32 * kMiB).empty() ||
+      !std::filesystem::exists("/sys/kernel/mm/transparent_hugepage")) {
     GTEST_SKIP() << "this kernel has no huge pages, or does not tell";
   }
-  EXPECT_NE(flags.find(" hg "), std::string::npos) << flags;
-  const AlignedVector<float> ordinary(std::size_t{16} << 20);
-  const std::string others = flags_at(address_of(ordinary) + (32U << 20));
-  EXPECT_EQ(others.find(" hg "), std::string::npos) << others;
+  EXPECT_TRUE(asks_for_huge_pages(address_of(huge) + 32 * kMiB));
+  AlignedVector<float> ordinary(16 * kMiB);
+  const std::uintptr_t inside = address_of(ordinary) + 32 * kMiB;
+  EXPECT_FALSE(asks_for_huge_pages(inside));
+  want_huge_pages(ordinary.data() + 8 * kMiB, 4 * kMiB - 1);
+  EXPECT_FALSE(asks_for_huge_pages(inside + kMiB));
+  want_huge_pages(ordinary.data() + 8 * kMiB, 4 * kMiB);
+  EXPECT_TRUE(asks_for_huge_pages(inside + kMiB));
+  EXPECT_FALSE(asks_for_huge_pages(inside + 5 * kMiB));
 }
 
 }  // namespace

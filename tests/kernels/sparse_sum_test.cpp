@@ -4,6 +4,7 @@
 
 #include <random>
 #include <set>
+#include <utility>
 #include <vector>
 
 namespace distro::kernels {
@@ -43,7 +44,9 @@ TEST(SparseSum, AddsInOrderWhatMovesTheReference) {
     ASSERT_EQ(sum.index().size(), touched.size());
     EXPECT_EQ(std::set(sum.index().begin(), sum.index().end()), touched);
     for (std::size_t i = 0; i < touched.size(); ++i) {
-      ASSERT_EQ(sum.sum()[i], dense[sum.index()[i]]);
+      const std::uint16_t j = sum.index()[i];
+      ASSERT_EQ(sum.sum()[i], dense[j]);
+      ASSERT_EQ(moved(w[j], 2.0F, dense[j]), expected[j]);
     }
     const KernelTable& kernels = table(best_isa());
     const std::uint64_t before = kernels.checksum(w.data(), n, 77);

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 #include <random>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -160,6 +161,7 @@ struct WeightsTrial {
     config.k = one_of(random, {1U, 6U, 10U, 32U, 700U, 4096U});
     config.value_bits = one_of(random, {1U, 32U});
     config.spread_steps = one_of(random, {0U, 0U, 5U});
+    config.residual_bits = one_of(random, {32U, 32U, 16U});
     turns = one_of<std::size_t>(random, {1, 1, 3, default_turns(config.k)});
     share = one_of(random, {0.0F, 0.35F, 1.0F});
     gain = one_of(random, {1.0F, 1.7F});

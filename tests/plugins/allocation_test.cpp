@@ -123,17 +123,18 @@ TEST_P(WeightsAllocation, IsOfWhatIsReturnedOnly) {
   }
 }
 
-struct Words {
+struct Memory {
   float share = 0.0F;
   std::uint32_t spread_steps = 0;
   float gain = 1.0F;
-  std::size_t words = 0;
+  std::size_t bytes_a_weight = 0;
+  std::uint32_t residual_bits = 32;
 };
 
-class WeightsMemory : public Allocation, public testing::WithParamInterface<Words> {};
+class WeightsMemory : public Allocation, public testing::WithParamInterface<Memory> {};
 
 TEST_P(WeightsMemory, IsOfWRAndPAndAFiftiethBeside) {
-  const auto [share, spread_steps, gain, words] = GetParam();
+  const auto [share, spread_steps, gain, bytes_a_weight, residual_bits] = GetParam();
   constexpr std::size_t kWeights = std::size_t{1} << 21;
   constexpr std::size_t kTurns = 4;
   Module module({{kWeights, DType::f32}});
@@ -141,6 +142,7 @@ TEST_P(WeightsMemory, IsOfWRAndPAndAFiftiethBeside) {
   WeightsConfig config{10, 1};
   config.arena = &arena_;
   config.spread_steps = spread_steps;
+  config.residual_bits = residual_bits;
   const std::size_t before = test::allocated_bytes();
   WeightsCodec codec(module.geometry(kTurns), config);
   codec.begin(x);
@@ -153,30 +155,31 @@ TEST_P(WeightsMemory, IsOfWRAndPAndAFiftiethBeside) {
     const Step step = codec.advance(x, number, number > 1 ? &due : nullptr, share, share);
     own = codec.parse(step.record, number);
   }
-  const auto expect_words = [before, words = words] {
+  const auto expect_memory = [before, expected = bytes_a_weight * kWeights] {
     const std::size_t bytes = test::allocated_bytes() - before;
-    const std::size_t expected = words * sizeof(float) * kWeights;
     EXPECT_GE(bytes, expected);
     EXPECT_LE(static_cast<double>(bytes), 1.02 * static_cast<double>(expected));
   };
-  expect_words();
+  expect_memory();
   // Through another share and back.
   codec.reshare(x, share, 0.25F);
   codec.reshare(x, 0.25F, share);
-  expect_words();
+  expect_memory();
   // Resumed.
   {
     auto saved = codec.state(x, share);
     codec.restore_state(0, saved[0].reference, saved[0].residual, saved[0].pending);
     codec.leave(x, share);
   }
-  expect_words();
+  expect_memory();
 }
 
 INSTANTIATE_TEST_SUITE_P(Shares, WeightsMemory,
-                         testing::Values(Words{0.5F, 0, 1.7F, 2}, Words{1.0F, 0, 1.7F, 1},
-                                         Words{1.0F, 12, 1.7F, 2}, Words{1.0F, 12, 1.0F, 1},
-                                         Words{0.5F, 12, 1.0F, 2}, Words{0.5F, 12, 1.7F, 3}));
+                         testing::Values(Memory{0.5F, 0, 1.7F, 8}, Memory{1.0F, 0, 1.7F, 4},
+                                         Memory{1.0F, 12, 1.7F, 8}, Memory{1.0F, 12, 1.0F, 4},
+                                         Memory{0.5F, 12, 1.0F, 8}, Memory{0.5F, 12, 1.7F, 12},
+                                         Memory{0.5F, 0, 1.7F, 6, 16},
+                                         Memory{1.0F, 12, 1.7F, 8, 16}));
 
 INSTANTIATE_TEST_SUITE_P(Turns, WeightsAllocation, testing::Values(1, 16));
 

@@ -91,6 +91,30 @@ constexpr GoldenLine<3> kWeights[] = {
     {"mixed k6 b32 t1 s12", {0x363689e5804f1d1c, 0xd138f6b4b891ec75, 0x5b3411bfd1cb7697}},
     {"mixed k6 b32 t16 s0", {0x127bd4e6be83952a, 0x0adda1ea1e02020d, 0xfd2961139efd7199}},
     {"mixed k6 b32 t16 s12", {0x3bf5db7c10bfb8ee, 0x8257503dcf381065, 0xaebe66670bde16d1}},
+    {"f32 k6 b1 t1 s0 r16", {0xca8286fd7dc34d9f, 0x3a9b65866f656b18, 0x37088a23d590b0ee}},
+    {"f32 k6 b1 t1 s12 r16", {0xadfd81243aa957d6, 0x3a9b65866f656b18, 0x06ce915a0599a4c2}},
+    {"f32 k6 b1 t16 s0 r16", {0x2c7cdd48298343c6, 0xf15c42108bde7cee, 0xdf2e19767d22b535}},
+    {"f32 k6 b1 t16 s12 r16", {0x2d5a21c9aa560f57, 0xf15c42108bde7cee, 0xd02035cc9475b09a}},
+    {"f32 k6 b32 t1 s0 r16", {0x9856789646319eb5, 0x3b1f29311d3913fe, 0x59a0ec60603aa216}},
+    {"f32 k6 b32 t1 s12 r16", {0x17de9da1c9ed004b, 0x3b1f29311d3913fe, 0x11b44696c37e94f7}},
+    {"f32 k6 b32 t16 s0 r16", {0x6b3c164f0f82272a, 0x9470eacf846fb1cb, 0x67cac55f91883f4a}},
+    {"f32 k6 b32 t16 s12 r16", {0x24999d4467505b14, 0x9470eacf846fb1cb, 0xd8ba40fc8b758f9a}},
+    {"bf16 k6 b1 t1 s0 r16", {0x0af693fe9803c9c1, 0xc9fb3cf1ddf4e980, 0x8fbac734c80d21e5}},
+    {"bf16 k6 b1 t1 s12 r16", {0x8bebb3ef6c92b337, 0xc9fb3cf1ddf4e980, 0x1f416c2b96323ce2}},
+    {"bf16 k6 b1 t16 s0 r16", {0xa12856ef7b1cb9ff, 0x4f25994ceea4573d, 0x68dcc53233c4d58c}},
+    {"bf16 k6 b1 t16 s12 r16", {0x2c7e3307e89e16ec, 0x4f25994ceea4573d, 0x01d13fed4072c0a2}},
+    {"bf16 k6 b32 t1 s0 r16", {0xd9ab7db507b752c1, 0x7dddd2b8aea0999e, 0x0de3a8f4b03201f3}},
+    {"bf16 k6 b32 t1 s12 r16", {0x0d32c17300dd7a04, 0x34a000c85732d5ae, 0xffb4c6ee37774189}},
+    {"bf16 k6 b32 t16 s0 r16", {0x9eccfe1b25ded519, 0xd0e0c8f7f48d25e9, 0xd2df890d31b5d5e6}},
+    {"bf16 k6 b32 t16 s12 r16", {0x67a42f04e09df423, 0x94e2e9a68d95db7b, 0xf137b93d32666dcb}},
+    {"mixed k6 b1 t1 s0 r16", {0x4144213a383b326b, 0x199d134bf3a5d3c7, 0xb8d6535949650cd6}},
+    {"mixed k6 b1 t1 s12 r16", {0xa2e1b664ba18714a, 0x199d134bf3a5d3c7, 0x3c5750c7d957dfaa}},
+    {"mixed k6 b1 t16 s0 r16", {0x9c6a38b9891a229c, 0x46465bca2cd9aa90, 0xb81ca5e1311f9f18}},
+    {"mixed k6 b1 t16 s12 r16", {0xe44294b01e60459b, 0x46465bca2cd9aa90, 0x9855967e70c0a515}},
+    {"mixed k6 b32 t1 s0 r16", {0xac02c02b27a71cfa, 0x48a88ecbc01359a9, 0x1d29ec459cd3d8f5}},
+    {"mixed k6 b32 t1 s12 r16", {0x2fe1680e6d1d510f, 0x48a88ecbc01359a9, 0xa381a3d82e7adfb0}},
+    {"mixed k6 b32 t16 s0 r16", {0x27e75392a8c2ff49, 0xff801aac87d55d80, 0x0d74aa4bd20a9935}},
+    {"mixed k6 b32 t16 s12 r16", {0xc8e9e28711f1fb31, 0xad7b23da7fde0e77, 0x8f6eb817e2109d8a}},
 };
 // clang-format on
 
@@ -114,11 +138,16 @@ TEST(WeightsGolden, EveryMachineHasTheseBits) {
       }
       for (const std::uint32_t value_bits : {1U, 32U}) {
         for (const std::size_t turns : std::set{std::size_t{1}, default_turns(k)}) {
-          for (const std::uint32_t spread_steps : {0U, 12U}) {
+          for (const auto& [spread_steps, residual_bits] :
+               {std::pair{0U, 32U}, {12U, 32U}, {0U, 16U}, {12U, 16U}}) {
+            if (residual_bits == 16 && k != 6) {
+              continue;
+            }
             // With a share of 1 R is what x is ahead of W.
             const float share = k == 10 ? 1.0F : 0.6F;
             WeightsConfig config{k, value_bits};
             config.spread_steps = spread_steps;
+            config.residual_bits = residual_bits;
             Simulation simulation(tensors, config,
                                   {.ranks = std::size(kIsas),
                                    .gain = 1.7F,
@@ -142,9 +171,9 @@ TEST(WeightsGolden, EveryMachineHasTheseBits) {
                 x.add(simulation.modules[rank].bytes()[tensor]);
               }
             }
-            golden.see(
-                fmt::format("{} k{} b{} t{} s{}", type_name, k, value_bits, turns, spread_steps),
-                {records.value(), w.value(), x.value()});
+            golden.see(fmt::format("{} k{} b{} t{} s{}{}", type_name, k, value_bits, turns,
+                                   spread_steps, residual_bits == 16 ? " r16" : ""),
+                       {records.value(), w.value(), x.value()});
           }
         }
       }

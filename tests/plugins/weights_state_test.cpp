@@ -64,7 +64,7 @@ Snapshot exchanged(const NonFiniteCase& setting, std::size_t tensor, std::size_t
   return after;
 }
 
-TEST(WeightsState, ANonFiniteWeightIsNamedAndEveryTileIsAsItWasOrExchanged) {
+TEST(WeightsCodecState, ANonFiniteWeightIsNamedAndEveryTileIsAsItWasOrExchanged) {
   const NonFiniteCase cases[] = {
       {mixed_tensors(), 1, 0.5F}, {mixed_tensors(), 3, 1.0F}, {float_tensors(), 3, 1.0F}};
   for (const NonFiniteCase& setting : cases) {
@@ -116,7 +116,7 @@ TEST(WeightsState, ANonFiniteWeightIsNamedAndEveryTileIsAsItWasOrExchanged) {
   }
 }
 
-TEST(WeightsState, AWeightThatTheScriptBringsBackFromInfinityIsLikeAnyOther) {
+TEST(WeightsCodecState, AWeightThatTheScriptBringsBackFromInfinityIsLikeAnyOther) {
   Module module({{16, kernels::DType::f16}});
   WeightsCodec codec(module.geometry(), {});
   const std::vector<float> large(16, 65504.0F);
@@ -132,7 +132,7 @@ TEST(WeightsState, AWeightThatTheScriptBringsBackFromInfinityIsLikeAnyOther) {
   }
 }
 
-TEST(WeightsState, TheFirstOfSeveralNonFiniteTensorsIsNamed) {
+TEST(WeightsCodecState, TheFirstOfSeveralNonFiniteTensorsIsNamed) {
   Simulation simulation(mixed_tensors(), {}, {.ranks = 1});
   for (const std::size_t tensor : {10U, 4U, 1U, 7U}) {  // of the pool and big ones
     simulation.modules[0].set(tensor, 0, std::numeric_limits<double>::infinity());
@@ -140,7 +140,7 @@ TEST(WeightsState, TheFirstOfSeveralNonFiniteTensorsIsNamed) {
   EXPECT_EQ(simulation.codecs[0].encode(simulation.modules[0].views(), 0, 0.5F).non_finite, 1U);
 }
 
-TEST(WeightsState, ApplyReadsAndWritesNoWeights) {
+TEST(WeightsCodecState, ApplyReadsAndWritesNoWeights) {
   const auto prepared = [] {
     Simulation simulation(mixed_tensors(), {}, {.ranks = 2});
     simulation.step(0.1);
@@ -163,7 +163,7 @@ TEST(WeightsState, ApplyReadsAndWritesNoWeights) {
   EXPECT_EQ(after, Snapshot(settled));
 }
 
-TEST(WeightsState, AnEmptyRecordMovesNothing) {
+TEST(WeightsCodecState, AnEmptyRecordMovesNothing) {
   Simulation simulation(mixed_tensors(), {}, {.ranks = 1});
   simulation.step(0.1);
   WeightsCodec& codec = simulation.codecs[0];
@@ -207,7 +207,7 @@ TEST_P(Saved, ContinuesWithTheSameBits) {
 
 INSTANTIATE_TEST_SUITE_P(WithAndWithoutASpread, Saved, testing::Values(0U, 20U));
 
-TEST(WeightsState, AGainThatIsSpreadComesInFullAndAMeanAtOnce) {
+TEST(WeightsCodecState, AGainThatIsSpreadComesInFullAndAMeanAtOnce) {
   constexpr float kGain = 3.0F;
   constexpr float kMove = 0.5F;
   WeightsConfig config{4096, 32};
@@ -236,7 +236,7 @@ TEST(WeightsState, AGainThatIsSpreadComesInFullAndAMeanAtOnce) {
   EXPECT_NEAR(last, kGain, 0.001);
 }
 
-TEST(WeightsState, AnotherShareLosesNothing) {
+TEST(WeightsCodecState, AnotherShareLosesNothing) {
   const Plan plan{.ranks = 1, .gain = 1.0F, .share = 0.5F, .turns = 4};
   Simulation simulation(float_tensors(), {}, plan);
   for (int step = 0; step < 6; ++step) {
@@ -257,7 +257,7 @@ TEST(WeightsState, AnotherShareLosesNothing) {
   }
 }
 
-TEST(WeightsState, WithAShareOf1ResidualsAreWhatTheWeightsAreAhead) {
+TEST(WeightsCodecState, WithAShareOf1ResidualsAreWhatTheWeightsAreAhead) {
   for (const std::uint32_t spread_steps : {0U, 20U}) {
     for (const int delay : {0, 1}) {
       WeightsConfig config;
@@ -309,7 +309,7 @@ TEST(WeightsState, WithAShareOf1ResidualsAreWhatTheWeightsAreAhead) {
   }
 }
 
-TEST(WeightsState, AFollowerHasTheWeightsOfItsLeaderWhateverTheShares) {
+TEST(WeightsCodecState, AFollowerHasTheWeightsOfItsLeaderWhateverTheShares) {
   for (const std::size_t turns : {1U, 3U}) {
     for (const std::uint32_t spread_steps : {0U, 9U}) {
       WeightsConfig config{700, 1};
@@ -346,7 +346,7 @@ TEST(WeightsState, AFollowerHasTheWeightsOfItsLeaderWhateverTheShares) {
   }
 }
 
-TEST(WeightsState, ANonFiniteStateIsNoneToGoOnFrom) {
+TEST(WeightsCodecState, ANonFiniteStateIsNoneToGoOnFrom) {
   for (const float share : {0.5F, 1.0F}) {
     Simulation simulation(float_tensors(), {}, {.ranks = 1, .share = share});
     simulation.step(0.1);
@@ -358,7 +358,7 @@ TEST(WeightsState, ANonFiniteStateIsNoneToGoOnFrom) {
   }
 }
 
-TEST(WeightsState, TheStateHoldsWhatTheOptimizerHasMovedSinceAndLeavesAllAsItWas) {
+TEST(WeightsCodecState, TheStateHoldsWhatTheOptimizerHasMovedSinceAndLeavesAllAsItWas) {
   Simulation simulation(mixed_tensors(), {}, {.ranks = 1});
   for (int step = 0; step < 5; ++step) {
     simulation.step(0.1);
@@ -386,7 +386,7 @@ TEST(WeightsState, TheStateHoldsWhatTheOptimizerHasMovedSinceAndLeavesAllAsItWas
             codec.encode(module.views(), 0, share).record);
 }
 
-TEST(WeightsState, MisuseIsNamed) {
+TEST(WeightsCodecState, MisuseIsNamed) {
   Simulation simulation(float_tensors(), {}, {.ranks = 1});
   WeightsCodec& codec = simulation.codecs[0];
   std::vector<TensorView> views = simulation.modules[0].views();
@@ -405,7 +405,7 @@ TEST(WeightsState, MisuseIsNamed) {
   EXPECT_THROW(codec.begin(views), std::invalid_argument);
 }
 
-TEST(WeightsState, NothingToExchangeIsNoError) {
+TEST(WeightsCodecState, NothingToExchangeIsNoError) {
   WeightsCodec codec(Geometry(std::vector<std::size_t>{0}), {});
   const std::vector<TensorView> views{{nullptr, kernels::DType::f32, 0}};
   EXPECT_EQ(codec.begin(views), std::nullopt);
@@ -416,7 +416,7 @@ TEST(WeightsState, NothingToExchangeIsNoError) {
 }
 
 #if defined(__SSE2__)
-TEST(WeightsState, FlushingSubnormalsInTheScriptChangesNoBit) {
+TEST(WeightsCodecState, FlushingSubnormalsInTheScriptChangesNoBit) {
   const auto run = [](unsigned mode) {
     Simulation simulation(float_tensors(), {6, 32}, {.ranks = 2});
     for (int step = 0; step < 4; ++step) {

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <numeric>
 
+#include "kernels/half.h"
 #include "plugins/weights_defaults.h"
 #include "simulation.h"
 
@@ -104,6 +105,12 @@ WeightsConfig spreading(std::uint32_t k) {
   return config;
 }
 
+WeightsConfig rounding(std::uint32_t k, std::uint32_t value_bits) {
+  WeightsConfig config{k, value_bits};
+  config.residual_bits = 16;
+  return config;
+}
+
 class Weights : public testing::TestWithParam<Case> {};
 
 TEST_P(Weights, ReferencesAgreeAndWeightsFollowForFiftySteps) {
@@ -131,11 +138,13 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{{48, 1}, 1, false}, Case{{4096, 32}, 1, true}, Case{{4096, 1}, 0, false},
                     Case{{6, 1}, 1, true, 16}, Case{{6, 1}, 0, true, 16},
                     Case{{48, 32}, 1, true, 3}, Case{spreading(128), 1, true},
-                    Case{spreading(128), 0, false}, Case{spreading(32), 1, true, 8}),
+                    Case{spreading(128), 0, false}, Case{spreading(32), 1, true, 8},
+                    Case{rounding(6, 1), 1, true}, Case{rounding(6, 32), 0, true},
+                    Case{rounding(48, 1), 1, false}, Case{rounding(10, 1), 1, true, 16}),
     [](const auto& test) {
-      return fmt::format("k{}b{}d{}{}t{}s{}", test.param.config.k, test.param.config.value_bits,
+      return fmt::format("k{}b{}d{}{}t{}s{}r{}", test.param.config.k, test.param.config.value_bits,
                          test.param.delay, test.param.mixed ? "mixed" : "f32", test.param.turns,
-                         test.param.config.spread_steps);
+                         test.param.config.spread_steps, test.param.config.residual_bits);
     });
 
 TEST(WeightsCodec, NothingThatMovedIsLost) {
@@ -167,6 +176,46 @@ TEST(WeightsCodec, NothingThatMovedIsLost) {
         ASSERT_NEAR(simulation.modules[0].get(tensor, i), alone.get(tensor, i), 2e-5);
       }
     }
+  }
+}
+
+TEST(WeightsCodec, OfARoundedResidualIsLostWhatRoundingTakes) {
+  for (const std::size_t turns : {1U, 16U}) {
+    WeightsConfig config{6, 1};
+    config.residual_bits = 16;
+    const float share = 0.5F;
+    Simulation simulation(float_tensors(), config,
+                          {.ranks = 1, .delay = 0, .gain = 1.0F, .share = share, .turns = turns});
+    const Module begin = simulation.modules[0];
+    constexpr int kSteps = 64;
+    for (int step = 0; step < kSteps; ++step) {
+      simulation.step(0.02);
+    }
+    Module alone = begin;
+    std::mt19937 random(7);
+    Module(float_tensors()).move(random, 1.0);  // as the simulation began
+    for (int step = 0; step < kSteps; ++step) {
+      alone.move(random, 0.02);
+    }
+    Module& module = simulation.modules[0];
+    const auto state = simulation.codecs[0].state(module.views(), share);
+    double largest = 0.0;
+    for (std::size_t tensor = 0; tensor < alone.tensors().size(); ++tensor) {
+      const std::vector<float> kept = simulation.codecs[0].residual(tensor);
+      for (std::size_t i = 0; i < kept.size(); ++i) {
+        ASSERT_EQ(kept[i], kernels::from_bf16(kernels::to_bf16(kept[i])));
+        if (turns == 1) {
+          ASSERT_EQ(module.get(tensor, i),
+                    static_cast<double>(state[tensor].reference[i] + share * kept[i]));
+        }
+        const double sum = static_cast<double>(state[tensor].reference[i]) +
+                           static_cast<double>(state[tensor].residual[i]);
+        largest = std::max(largest, std::abs(sum - alone.get(tensor, i)));
+      }
+    }
+    // Of an |R| of .2 at most, a 512th at each of the 64 exchanges.
+    EXPECT_LE(largest, 0.2 / 512 * kSteps);
+    EXPECT_GT(largest, 1e-4) << "nothing was rounded";
   }
 }
 

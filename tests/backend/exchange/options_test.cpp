@@ -29,6 +29,7 @@ TEST(Options, DefaultsAreThoseOfTheContract) {
   EXPECT_FALSE(options.gain);
   EXPECT_FALSE(options.share);
   EXPECT_EQ(options.value_bits, 1U);
+  EXPECT_EQ(options.residual_bits, 32U);
   EXPECT_EQ(options.carrier, transport::Carrier::tcp);
   EXPECT_FALSE(options.insecure);
 }
@@ -97,6 +98,7 @@ TEST(Options, ABadValueIsAnErrorThatListsWhatIsAllowed) {
     EXPECT_NE(message.find("Allowed: "), std::string::npos) << message;
   }
   EXPECT_NE(message_of({}, {{"value_bits", "7"}}).find("Allowed: 1, 32"), std::string::npos);
+  EXPECT_NE(message_of({}, {{"residual_bits", "24"}}).find("Allowed: 16, 32"), std::string::npos);
 }
 
 TEST(Options, ATransportByPathIsLoadedAndNamedByWhatItIs) {
