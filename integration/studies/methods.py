@@ -60,6 +60,10 @@ class Weights(Method):
         turns: Options.turns; default: the backend's own.
         share: Options.share; default: the backend's own.
         spread: Options.spread; default: the backend's own.
+        residual_bits: Options.residual_bits.
+        residual_dtype, reference_dtype: what R and W are rounded to after each exchange, as if they
+            were kept so ("bfloat16", "float16"; "float64" is float32 by the same way); the codec
+            keeps float32. For shares below 1.
     """
 
     def __init__(
@@ -72,9 +76,14 @@ class Weights(Method):
         share: float | None = None,
         turns: int | None = None,
         spread: int | None = None,
+        residual_bits: int = 32,
+        residual_dtype: str = "float32",
+        reference_dtype: str = "float32",
     ) -> None:
         super().__init__()
         self.n, self.delay = len(weights[0]), delay
+        self.residual_dtype = getattr(torch, residual_dtype)
+        self.reference_dtype = getattr(torch, reference_dtype)
         core = _extension.extension()
         turns = core.default_turns(k) if turns is None else turns
         self.gain = math.sqrt(self.n) if gain is None else gain
@@ -84,7 +93,8 @@ class Weights(Method):
         # In host memory the codec that is faster there; on a device the one that works on it.
         device = None if weights[0].is_cpu else weights[0].device
         self.codecs = [
-            core.Codec(elements, k, value_bits, device, turns, spread) for _ in range(self.n)
+            core.Codec(elements, k, value_bits, device, turns, spread, residual_bits)
+            for _ in range(self.n)
         ]
         self.begun = False
         self.number = 0
@@ -114,6 +124,27 @@ class Weights(Method):
             for i, (codec, x) in enumerate(zip(self.codecs, own, strict=True)):
                 codec.settle(x, (records, i, self.gain, self.number), self.share)
         self.bits += 8 * sum(map(len, records)) / self.n
+        if self.residual_dtype != torch.float32 or self.reference_dtype != torch.float32:
+            for codec, x in zip(self.codecs, own, strict=True):
+                self._round(codec, x)
+
+    def _round(self, codec: object, x: Sequence[Tensor]) -> None:
+        """W and R become what their types can hold, and x what follows from them.
+
+        x is W + share * R and what the optimizer has moved since its turn; R of the state has all
+        of that move.
+        """
+        rounded = []
+        for tensor, (w, r, pending) in zip(x, codec.state(x, self.share), strict=True):
+            arrived = w - pending if len(pending) else w
+            kept = (r - (tensor.flatten() - arrived)) / (1 - self.share)
+            moved = r - kept
+            w = w.to(self.reference_dtype).float()
+            kept = kept.to(self.residual_dtype).float()
+            arrived = w - pending if len(pending) else w
+            tensor.copy_((arrived + self.share * kept + moved).view_as(tensor))
+            rounded.append((w, kept, pending))
+        codec.restore_state(rounded)
 
     def reference(self, weights: Sequence[Tensor]) -> list[Tensor] | None:
         state = self.codecs[0].state([tensor[0] for tensor in weights], self.share)

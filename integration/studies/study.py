@@ -157,7 +157,10 @@ def _all_losses(result: Result) -> list[float]:
 
 def _name(result: Result) -> str:
     run = result["run"]
-    settings = ", ".join(f"{name} {value:g}" for name, value in run["method_settings"].items())
+    settings = ", ".join(
+        f"{name} {value}" if isinstance(value, str) else f"{name} {value:g}"
+        for name, value in run["method_settings"].items()
+    )
     return f"{run['method']} ({settings})" if settings else run["method"]
 
 

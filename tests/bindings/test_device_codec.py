@@ -306,3 +306,8 @@ def test_ranks_with_either_codec_hold_one_reference(delay: str) -> None:
         assert other["resyncs"] == 1
         assert torch.equal(other["mean"], first["mean"])
         assert torch.equal(other["reference"], first["reference"])
+
+
+def test_a_residual_of_16_bits_is_refused_with_the_way_out() -> None:
+    with pytest.raises(ValueError, match=r"residual_bits=16.*host memory"):
+        extension().Codec([5000], 6, 1, torch.device("cpu"), residual_bits=16)

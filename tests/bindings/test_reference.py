@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
-from reference_step import default_share, reference_run
+from reference_step import default_share, reference_run, self_check
 
 STEPS = 50
 DEFAULT_TURNS = {6: 16, 100: 2, 4096: 1}
@@ -91,20 +91,28 @@ def _steps(rank: int, size: int) -> list[Snapshot]:
     return snapshots
 
 
+def test_the_reference_holds_what_it_promises() -> None:
+    self_check()
+
+
 @pytest.mark.parametrize("delay", [0, 1])
 @pytest.mark.parametrize(
-    ("ranks", "k", "value_bits", "gain", "share", "turns", "spread"),
+    ("ranks", "k", "value_bits", "gain", "share", "turns", "spread", "residual_bits"),
     [
-        (2, 6, 1, 1.41421356, None, None, None),
-        (3, 6, 1, 1.0, None, 1, None),
-        (2, 6, 1, 1.5, 0.5, 3, 5),
-        (2, 100, 1, 2.0, 0.25, None, 0),
-        (3, 100, 1, 1.73205081, None, None, None),
-        (2, 100, 1, 0.5, None, None, None),
-        (2, 6, 32, 1.0, None, 16, None),
-        (2, 4096, 32, 1.0, None, None, None),
-        (2, 4096, 32, 1.41421356, None, None, None),
-        (2, 4096, 1, 1.0, 0.0, None, None),
+        (2, 6, 1, 1.41421356, None, None, None, 32),
+        (3, 6, 1, 1.0, None, 1, None, 32),
+        (2, 6, 1, 1.5, 0.5, 3, 5, 32),
+        (2, 100, 1, 2.0, 0.25, None, 0, 32),
+        (3, 100, 1, 1.73205081, None, None, None, 32),
+        (2, 100, 1, 0.5, None, None, None, 32),
+        (2, 6, 32, 1.0, None, 16, None, 32),
+        (2, 4096, 32, 1.0, None, None, None, 32),
+        (2, 4096, 32, 1.41421356, None, None, None, 32),
+        (2, 4096, 1, 1.0, 0.0, None, None, 32),
+        (2, 6, 1, 1.41421356, None, None, None, 16),
+        (3, 100, 1, 1.0, 0.5, 1, None, 16),
+        (2, 6, 32, 1.5, 0.5, 3, 5, 16),
+        (2, 100, 1, 1.41421356, None, None, None, 16),
     ],
 )
 def test_steps_are_those_of_the_reference(
@@ -115,9 +123,11 @@ def test_steps_are_those_of_the_reference(
     share: float | None,
     turns: int | None,
     spread: int | None,
+    residual_bits: int,
     delay: int,
 ) -> None:
     options: dict[str, Any] = {"k": k, "value_bits": value_bits, "gain": gain, "delay": delay}
+    options["residual_bits"] = residual_bits
     options["turns"] = "auto" if turns is None else turns
     turns = DEFAULT_TURNS[k] if turns is None else turns
     options["spread"] = "auto" if spread is None else spread
@@ -125,8 +135,9 @@ def test_steps_are_those_of_the_reference(
     actual = run(ranks, _steps, options={**options, "share": "auto" if share is None else share})
     start = [parameter.detach().numpy() for parameter in Shapes().parameters()]
     # With a sign for every weight, rounding decides the signs of residuals near zero: fp64 decides
-    # others.
-    dtypes = (np.float32,) if (k, value_bits) == (4096, 1) else (np.float32, np.float64)
+    # others. So does rounding R to 16 bits.
+    decided = (k, value_bits) == (4096, 1) or residual_bits == 16
+    dtypes = (np.float32,) if decided else (np.float32, np.float64)
     for dtype in dtypes:
         x = [[tensor.astype(dtype) for tensor in start] for _ in range(ranks)]
         for steps in (1, 2, 7, STEPS):
@@ -143,6 +154,7 @@ def test_steps_are_those_of_the_reference(
                 dtype=dtype,
                 turns=turns,
                 spread=spread,
+                residual_bits=residual_bits,
             )
             if share is None:
                 share = default_share(gain, ranks, k, spread)

@@ -83,6 +83,13 @@ def to_bfloat16(value: float) -> float:
     return float(np.uint32(bits << 16).view(np.float32))
 
 
+def round_to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """Each to the nearest bfloat16, ties to even; of float32."""
+    bits = values.astype(np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
+    return rounded.view(np.float32).astype(values.dtype)
+
+
 def largest(r: np.ndarray, k: int) -> np.ndarray:
     """Ascending indices of the k largest |r|, ties to the lowest index, zeros never."""
     order = np.argsort(-np.abs(r), kind="stable")[:k]
@@ -100,6 +107,7 @@ class ReferenceRank:
         dtype: type[np.floating] = np.float64,
         turns: int = 1,
         spread: int = 0,
+        residual_bits: int = 32,
     ) -> None:
         assert 1 <= k <= TILE
         assert value_bits in (1, 32)
@@ -114,7 +122,8 @@ class ReferenceRank:
         self.w = [tensor.astype(np.float32).astype(dtype).reshape(-1) for tensor in x]
         self.r = [np.zeros_like(w) for w in self.w]
         self.p = [np.zeros_like(w) for w in self.w]
-        self.spread = spread
+        self.spread, self.residual_bits = spread, residual_bits
+        self.left = False  # Before, x holds R.
         steps = np.float32(spread)
         self.keep = self.dtype.type(steps / (steps + np.float32(turns)))
 
@@ -135,7 +144,8 @@ class ReferenceRank:
             self._absorb(each, x, share_before)
         if due is not None:
             self.apply(number - 1, *due)
-            self._restore(before, x, share_after)
+            if turn != before:
+                self._restore(before, x, share_after)
         record = self._encode(turn)
         # With a share of 1 weights are W + R already where W has not changed.
         if (due is not None and turn == before) or share_before != 1 or share_after != 1:
@@ -145,7 +155,10 @@ class ReferenceRank:
     def encode(self, x: list[np.ndarray], number: int, share_before: float) -> Record:
         """Delay 0, first half."""
         self._absorb(number % self.turns, x, share_before)
-        return self._encode(number % self.turns)
+        record = self._encode(number % self.turns)
+        if self.left:
+            self._keep(number % self.turns, share_before)
+        return record
 
     def settle(self, x: list[np.ndarray], number: int, due: Exchange, share_after: float) -> None:
         """Delay 0, second half."""
@@ -195,9 +208,17 @@ class ReferenceRank:
 
     def _restore(self, turn: int, x: list[np.ndarray], share: float) -> None:
         a = self.dtype.type(share)
+        self._keep(turn, share)
+        self.left = True
         for i, at in enumerate(self.elements[turn]):
             w, r = self.w[i][at] - self.p[i][at], self.r[i]
             x[i].reshape(-1)[at] = w + a * r[at]
+
+    def _keep(self, turn: int, share: float) -> None:
+        """R of the turn, rounded to what it is kept in; with a share of 1 x holds it."""
+        if self.residual_bits == 16 and share != 1:
+            for r, at in zip(self.r, self.elements[turn], strict=True):
+                r[at] = round_to_bfloat16(r[at])
 
     def _encode(self, turn: int) -> Record:
         tiles, runs = self.cuts[turn]
@@ -258,6 +279,7 @@ def reference_run(
     dtype: type[np.floating] = np.float64,
     turns: int = 1,
     spread: int = 0,
+    residual_bits: int = 32,
 ) -> list[ReferenceRank]:
     """Run n ranks over all steps of `moves` and return the ReferenceRanks.
 
@@ -270,7 +292,9 @@ def reference_run(
     if share is None:
         share = default_share(gain, n, k, spread)
     weights = [1.0 / n] * n
-    ranks = [ReferenceRank(tensors, k, value_bits, dtype, turns, spread) for tensors in x]
+    ranks = [
+        ReferenceRank(tensors, k, value_bits, dtype, turns, spread, residual_bits) for tensors in x
+    ]
     in_flight: list[Record] | None = None
     for number, step in enumerate(moves, start=1):
         for tensors, move in zip(x, step, strict=True):
@@ -289,7 +313,8 @@ def reference_run(
     return ranks
 
 
-def _self_check() -> None:
+def self_check() -> None:
+    """What must hold of the reference alone."""
     shapes = [(3, 4096), (768,), (), (0, 5), (70, 71), (4095,), (2, 3, 4), (70000,)]
     rng = np.random.default_rng(0)
     start = [rng.standard_normal(shape) for shape in shapes]
@@ -311,11 +336,14 @@ def _self_check() -> None:
             share = gain / n
             for tensors, rank in zip(x, ranks, strict=True):
                 whole = rank.whole_residual(tensors, share)
-                for tensor, w, r, first in zip(tensors, rank.w, whole, ranks[0].w, strict=True):
+                for tensor, w, r, all_of_r, first in zip(
+                    tensors, rank.w, rank.r, whole, ranks[0].w, strict=True
+                ):
                     assert np.array_equal(w, first)
-                    assert np.allclose(tensor.reshape(-1), w + share * r)
+                    # What has not had its turn since counts in full.
+                    assert np.allclose(tensor.reshape(-1), w + share * r + (all_of_r - r))
                     if k == 4096 and delay == 0 and turns == 1:
-                        assert not r.any()
+                        assert not all_of_r.any()
             if k == 4096 and delay == 0 and turns == 1:
                 total = sum(np.asarray(move[0]) for step in moves for move in step)
                 expected = start[0].astype(np.float32) + gain / n * total
@@ -323,9 +351,10 @@ def _self_check() -> None:
 
     assert to_bfloat16(1.00390625) == 1.0
     assert to_bfloat16(1.01171875) == 1.015625
+    assert list(round_to_bfloat16(np.array([1.00390625, -1.01171875]))) == [1.0, -1.015625]
     assert list(largest(np.array([0, -2, 2, 1, -0.0, 2]), 2)) == [1, 2]
     print("reference_step: all checks passed")
 
 
 if __name__ == "__main__":
-    _self_check()
+    self_check()
