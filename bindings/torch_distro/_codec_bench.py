@@ -99,21 +99,21 @@ def _regex(text: str) -> str:
 
 
 def _print(rows: list[dict[str, Any]], torch_rows: list[dict[str, Any]]) -> None:
-    print(f"{'codec':42}{'isa':8}{'ms':>10}{'of memcpy':>11}{'floor':>8}{'bits a tile':>16}")
+    print(f"{'codec':46}{'isa':8}{'ms':>10}{'of memcpy':>11}{'floor':>8}{'bits a tile':>16}")
     for row in rows:
         bits = ""
         if "bits_a_tile" in row:
             bits = f"{row['bits_a_tile']:.0f} of {row['entropy_bits_a_tile']:.0f}"
         floor = row["floor_bytes_a_parameter"] / 8
         print(
-            f"{row['row']:42}{row['isa']:8}{row['milliseconds']:10.3f}{row['ratio']:11.2f}"
+            f"{row['row']:46}{row['isa']:8}{row['milliseconds']:10.3f}{row['ratio']:11.2f}"
             f"{floor:8.2f}{bits:>16}"
         )
     if torch_rows:
-        print(f"\n{'PyTorch':50}{'ms':>10}{'of a copy':>11}{'times the codec':>18}")
+        print(f"\n{'PyTorch':54}{'ms':>10}{'of a copy':>11}{'times the codec':>18}")
     for row in torch_rows:
         times = row["times_the_codec"]
         print(
-            f"{row['row']:50}{row['milliseconds']:10.3f}{row['ratio']:11.2f}"
+            f"{row['row']:54}{row['milliseconds']:10.3f}{row['ratio']:11.2f}"
             f"{'' if times is None else f'{times:.1f}':>18}"
         )
