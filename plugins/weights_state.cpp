@@ -204,7 +204,10 @@ Step WeightsState::step(std::uint64_t number, Pass pass) {
     }
     of_turn.due = nullptr;
   }
-  if (of_turn.due == nullptr && pass.restore != nullptr && !restores(*pass.absorb, *pass.restore)) {
+  // Rounding R may take x over to the next number of its type.
+  const bool rounds = r.kept() && r.rounds();
+  if (of_turn.due == nullptr && pass.restore != nullptr && !rounds &&
+      !restores(*pass.absorb, *pass.restore)) {
     of_turn.restore = nullptr;
   }
   const Seen seen = run(turn, of_turn);

@@ -12,7 +12,7 @@
 #include "plugins/module_codec.h"
 #include "plugins/parallel.h"
 #include "plugins/record_coder.h"
-#include "plugins/residual.h"
+#include "plugins/residual_store.h"
 
 /// Inside of WeightsCodec.
 namespace distro::plugins {

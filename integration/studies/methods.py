@@ -125,16 +125,16 @@ class Weights(Method):
                 codec.settle(x, (records, i, self.gain, self.number), self.share)
         self.bits += 8 * sum(map(len, records)) / self.n
         if self.residual_dtype != torch.float32 or self.reference_dtype != torch.float32:
-            for codec, x in zip(self.codecs, own, strict=True):
-                self._round(codec, x)
+            for i, x in enumerate(own):
+                self._round(i, x)
 
-    def _round(self, codec: object, x: Sequence[Tensor]) -> None:
-        """W and R become what their types can hold, and x what follows from them.
+    def _round(self, i: int, x: Sequence[Tensor]) -> None:
+        """W and R of participant i become what their types can hold, and x what follows from them.
 
         x is W + share * R and what the optimizer has moved since its turn; R of the state has all
         of that move.
         """
-        rounded = []
+        codec, rounded = self.codecs[i], []
         for tensor, (w, r, pending) in zip(x, codec.state(x, self.share), strict=True):
             arrived = w - pending if len(pending) else w
             kept = (r - (tensor.flatten() - arrived)) / (1 - self.share)

@@ -219,6 +219,38 @@ TEST(WeightsCodec, OfARoundedResidualIsLostWhatRoundingTakes) {
   }
 }
 
+TEST(WeightsCodec, SixteenBitWeightsAreWhatARoundedResidualMakesOfThemAtAnyShare) {
+  for (const float share : {0.35F, 1.0F}) {
+    for (const kernels::DType dtype : {kernels::DType::bf16, kernels::DType::f16}) {
+      // Of two turns one is due and the other is looked at: each step leaves all weights.
+      for (const auto& [delay, turns] : {std::pair{0, 1U}, {1, 1U}, {1, 2U}}) {
+        WeightsConfig config{6, 1};
+        config.residual_bits = 16;
+        Simulation simulation(
+            {{5000, dtype}}, config,
+            {.ranks = 2, .delay = delay, .gain = 1.0F, .share = share, .turns = turns});
+        simulation.step(0.02);
+        for (int step = 0; step < 20; ++step) {
+          simulation.step(0.02);
+          for (std::size_t rank = 0; rank < simulation.ranks(); ++rank) {
+            const std::vector<float> w = simulation.codecs[rank].reference(0);
+            const std::vector<float> r = simulation.codecs[rank].residual(0);
+            for (std::size_t i = 0; i < w.size(); ++i) {
+              const float exact = w[i] + share * r[i];
+              const float x = dtype == kernels::DType::bf16
+                                  ? kernels::from_bf16(kernels::to_bf16(exact))
+                                  : kernels::from_f16(kernels::to_f16(exact));
+              ASSERT_EQ(simulation.modules[rank].get(0, i), static_cast<double>(x))
+                  << "share " << share << " delay " << delay << " turns " << turns << " step "
+                  << step;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST(WeightsCodec, EverythingSentIsTheMeanOfTheMoves) {
   const Plan plan{.ranks = 4, .delay = 0, .gain = 1.0F, .share = 0.25F};
   Simulation simulation(float_tensors(), {4096, 32}, plan);

@@ -1,4 +1,4 @@
-#include "plugins/residual.h"
+#include "plugins/residual_store.h"
 
 #include <algorithm>
 
