@@ -36,7 +36,8 @@ struct AlignedAllocator {
 
   AlignedAllocator() = default;
   template <typename Other>
-  AlignedAllocator(const AlignedAllocator<Other, kPages>& /*other*/) noexcept {}  // NOLINT
+  // NOLINTNEXTLINE(google-explicit-constructor,hicpp-explicit-conversions): a conversion
+  AlignedAllocator(const AlignedAllocator<Other, kPages>& /*other*/) noexcept {}
 
   [[nodiscard]] Element* allocate(std::size_t elements) {
     if (elements > std::numeric_limits<std::size_t>::max() / sizeof(Element)) {

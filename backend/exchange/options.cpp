@@ -63,6 +63,15 @@ Value choice(std::string_view text, std::span<const std::pair<std::string_view, 
   return found->second;
 }
 
+template <class Number>
+Number one_of_two(std::string_view text, Number less, Number more) {
+  const auto value = number<Number>(text, less, more);
+  if (value != less && value != more) {
+    throw BadValue{};
+  }
+  return value;
+}
+
 bool flag(std::string_view text) {
   static constexpr std::pair<std::string_view, bool> kValues[] = {{"0", false}, {"1", true}};
   return choice<bool>(text, kValues);
@@ -234,19 +243,11 @@ const std::vector<Entry>& entries() {
       {"isa", true, "auto, scalar, avx2, avx512",
        [](Options& o, std::string_view t) { o.isa = isa(t); }},
       {"value_bits", false, "1, 32",
-       [](Options& o, std::string_view t) {
-         o.value_bits = number<std::uint32_t>(t, 1, 32);
-         if (o.value_bits != 1 && o.value_bits != 32) {
-           throw BadValue{};
-         }
-       },
+       [](Options& o, std::string_view t) { o.value_bits = one_of_two<std::uint32_t>(t, 1, 32); },
        kCompressing},
       {"residual_bits", false, "16, 32",
        [](Options& o, std::string_view t) {
-         o.residual_bits = number<std::uint32_t>(t, 16, 32);
-         if (o.residual_bits != 16 && o.residual_bits != 32) {
-           throw BadValue{};
-         }
+         o.residual_bits = one_of_two<std::uint32_t>(t, 16, 32);
        },
        kOfWeights},
       {"share", false, "auto, or a number from 0 to 1",
