@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # before init: it keeps the default group of its import
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
@@ -367,9 +368,9 @@ def main() -> None:
         dist.all_gather_object(everyone, mine)
     val_loss_average = evaluate(own, text.validation) if writes and together else None
     if together:
-        # Gloo's threads outlive the group, and one that still frees a tensor of Python's while the
-        # interpreter ends aborts the process. All wait here for rank 0, by a barrier: it has none.
-        dist.barrier()
+        # The group's threads end with its last reference. One of gloo's that still frees a tensor
+        # of Python's while the interpreter ends would abort the process.
+        del model, training
         dist.destroy_process_group()
     if args.out and writes:
         result = {

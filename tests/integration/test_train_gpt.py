@@ -36,10 +36,12 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}")
+
+
 def train(backend: str, out: Path) -> dict[str, Any]:
     """Trains on two ranks and returns what rank 0 wrote."""
-    torchrun = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}")
-    ended = run(*torchrun, INTEGRATION / "train_gpt.py", "--backend", backend, "--out", out, *TINY)
+    ended = run(*TORCHRUN, INTEGRATION / "train_gpt.py", "--backend", backend, "--out", out, *TINY)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     result: dict[str, Any] = json.loads(out.read_text())
     assert result["ranks"] == RANKS
@@ -60,6 +62,31 @@ def test_gloo_keeps_one_model(tmp_path: Path) -> None:
         assert each["step_seconds_median"] > 0
     # Each rank has data of its own, so the losses before averaging differ.
     assert result["per_rank"][0]["train_loss"] != result["per_rank"][1]["train_loss"]
+
+
+NAMES_OF_THREADS = """
+import pathlib, runpy, sys
+script = pathlib.Path(sys.argv.pop(1))
+sys.path.insert(0, str(script.parent))
+runpy.run_path(str(script), run_name="__main__")
+for name in pathlib.Path("/proc/self/task").glob("*/comm"):
+    print("ran on:", name.read_text().strip())
+"""
+
+
+@pytest.mark.parametrize("backend", ["gloo", pytest.param("distro", marks=needs_distro)])
+def test_no_thread_of_the_group_is_left_when_the_interpreter_ends(
+    backend: str, tmp_path: Path
+) -> None:
+    # One of gloo's that frees a tensor of Python's by then aborts the process.
+    outer = tmp_path / "threads.py"
+    outer.write_text(NAMES_OF_THREADS)
+    ended = run(*TORCHRUN, outer, INTEGRATION / "train_gpt.py", "--backend", backend, *TINY)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ended.stdout.count("ran on: python") >= RANKS
+    for group in ("gloo", "distro", "ZMQ"):
+        assert f"ran on: {group}" not in ended.stdout
+        assert f"ran on: pt_{group}" not in ended.stdout
 
 
 def test_alone_sends_nothing(tmp_path: Path) -> None:
