@@ -26,8 +26,8 @@ struct WeightsConfig {
   tbb::task_arena* arena = nullptr;  ///< Where its tasks run; null: the caller's. Outlives it.
   /// Steps over which what a gain adds to the mean of the moves comes (spread()); 0: all at once.
   std::uint32_t spread_steps = 0;
-  /// What R is kept in: 32 (fp32), or 16 (rounded to bf16 at each exchange; half the memory; in
-  /// host memory only). Changes what this participant sends and its own x.
+  /// What R is kept in: 32 (fp32), or 16 (rounded to bf16 at each exchange; half the memory).
+  /// Changes what this participant sends and its own x.
   std::uint32_t residual_bits = 32;
 };
 

@@ -5,7 +5,10 @@
 #include <c10/core/DispatchKeySet.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
+#include <cstdint>
+#include <cstring>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "plugins/module_codec.h"
@@ -49,6 +52,17 @@ void synchronise(at::Device device);
 /// An uninitialised contiguous host tensor with this tensor's type and shape, pinned if it is to be
 /// copied from or to a device.
 [[nodiscard]] at::Tensor host_like(const at::Tensor& tensor, at::Device device);
+
+/// A copy of host values on the device, in the order of the current stream. `type` is of Value's
+/// size.
+template <class Value>
+[[nodiscard]] at::Tensor to_device(std::span<const Value> values, at::ScalarType type,
+                                   at::Device device) {
+  at::Tensor host = at::empty({static_cast<std::int64_t>(values.size())},
+                              at::TensorOptions().dtype(type).pinned_memory(!device.is_cpu()));
+  std::memcpy(host.data_ptr(), values.data(), values.size_bytes());
+  return host.to(device, /*non_blocking=*/true);
+}
 
 /// The values in host memory, copied in the order of the current stream and there on return; the
 /// tensor itself if it lies there.

@@ -31,7 +31,7 @@ class Options:
             k is below 24, and up to 48 where it is large) or 0 to 10000.
         value_bits: 1 (sign and shared scale) or 32 (exact values).
         residual_bits: ``weights``: what is unsent is kept in 32 bits a weight (float32) or in 16
-            (bfloat16; modules in host memory).
+            (bfloat16).
         min_elements: ``ef``, ``demo``: elements of the smallest reduction that is compressed
             (4096).
         transform: ``ef``, ``demo``: ``dct`` (of blocks of 64 x 64) or ``none``.

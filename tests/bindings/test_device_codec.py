@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import resource
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,6 +50,7 @@ class Ranks:
         shapes: Sequence[tuple[int, ...]] = SHAPES,
         spread: int = 0,
         share: float = SHARE,
+        residual_bits: int = 32,
     ) -> None:
         self.share = share
         self.generator = torch.Generator().manual_seed(7)
@@ -56,8 +60,9 @@ class Ranks:
         ]
         self.x = [[tensor.to(device or "cpu", copy=True) for tensor in start] for _ in range(ranks)]
         self.make = lambda: extension().Codec(
-            [tensor.numel() for tensor in start], k, value_bits, device, turns, spread
-        )
+            [tensor.numel() for tensor in start], k, value_bits, device, turns, spread,
+            residual_bits,
+        )  # fmt: skip
         self.codecs = [self.make() for _ in range(ranks)]
         for codec, x in zip(self.codecs, self.x, strict=True):
             assert codec.begin(x) is None
@@ -129,8 +134,19 @@ def _same(host: Ranks, device: Ranks) -> None:
     ],
 )
 @pytest.mark.parametrize(
-    ("turns", "spread", "share"),
-    [(1, 0, SHARE), (1, 7, SHARE), (5, 0, SHARE), (5, 20, SHARE), (1, 0, 1), (5, 0, 1), (5, 20, 1)],
+    ("turns", "spread", "share", "residual_bits"),
+    [
+        (1, 0, SHARE, 32),
+        (1, 7, SHARE, 32),
+        (5, 0, SHARE, 32),
+        (5, 20, SHARE, 32),
+        (1, 0, 1, 32),
+        (5, 0, 1, 32),
+        (5, 20, 1, 32),
+        (1, 0, SHARE, 16),
+        (5, 20, SHARE, 16),
+        (5, 0, 1, 16),
+    ],
 )
 @devices
 def test_records_reference_and_weights_are_those_of_the_host_codec(
@@ -141,12 +157,16 @@ def test_records_reference_and_weights_are_those_of_the_host_codec(
     turns: int,
     spread: int,
     share: float,
+    residual_bits: int,
     device: str,
 ) -> None:
     kinds = [
-        Ranks(on, dtypes, k, value_bits, turns=turns, spread=spread, share=share)
+        Ranks(
+            on, dtypes, k, value_bits,
+            turns=turns, spread=spread, share=share, residual_bits=residual_bits,
+        )
         for on in (None, torch.device(device))
-    ]
+    ]  # fmt: skip
     for ranks in kinds:
         for step in range(12):
             ranks.step(step, delay)
@@ -165,12 +185,18 @@ def test_tensors_of_whole_rounds_of_turns_are_those_of_the_host_codec(device: st
 
 
 @pytest.mark.parametrize("turns", [1, 3])
+@pytest.mark.parametrize("residual_bits", [16, 32])
 @devices
-def test_what_follows_a_mean_is_as_with_the_host_codec(turns: int, device: str) -> None:
+def test_what_follows_a_mean_is_as_with_the_host_codec(
+    turns: int, residual_bits: int, device: str
+) -> None:
     kinds = [
-        Ranks(on, [torch.float32] * len(SHAPES), 64, 1, ranks=1, turns=turns, share=1)
+        Ranks(
+            on, [torch.float32] * len(SHAPES), 64, 1,
+            ranks=1, turns=turns, share=1, residual_bits=residual_bits,
+        )
         for on in (None, torch.device(device))
-    ]
+    ]  # fmt: skip
     for ranks in kinds:
         (codec,), (x,) = ranks.codecs, ranks.x
         for step in range(4):
@@ -186,31 +212,42 @@ def test_what_follows_a_mean_is_as_with_the_host_codec(turns: int, device: str) 
 
 
 @pytest.mark.parametrize("share", [SHARE, 1.0])
+@pytest.mark.parametrize("turns", [1, 3])
+@pytest.mark.parametrize("residual_bits", [16, 32])
+@pytest.mark.parametrize("delay", [0, 1])
 @devices
-def test_another_share_and_back_is_as_with_the_host_codec(share: float, device: str) -> None:
+def test_another_share_and_back_is_as_with_the_host_codec(
+    share: float, turns: int, residual_bits: int, delay: int, device: str
+) -> None:
     kinds = [
-        Ranks(on, [torch.float32] * len(SHAPES), 6, 1, share=share)
+        Ranks(
+            on, [torch.float32] * len(SHAPES), 6, 1,
+            turns=turns, share=share, residual_bits=residual_bits,
+        )
         for on in (None, torch.device(device))
-    ]
+    ]  # fmt: skip
     for ranks in kinds:
         for other in (SHARE, 1.0, 0.75, share):
             for step in range(3):
-                ranks.step(step, delay=1)
+                ranks.step(step, delay)
             for codec, x in zip(ranks.codecs, ranks.x, strict=True):
                 codec.reshare(x, ranks.share, other)
             ranks.share = other
     _same(*kinds)
 
 
-@pytest.mark.parametrize(("turns", "spread"), [(1, 0), (2, 0), (2, 9)])
+@pytest.mark.parametrize(
+    ("turns", "spread", "residual_bits"),
+    [(1, 0, 32), (2, 0, 32), (2, 9, 32), (1, 0, 16), (2, 9, 16)],
+)
 @devices
 def test_a_marked_step_a_state_and_a_resume_are_those_of_the_host_codec(
-    turns: int, spread: int, device: str
+    turns: int, spread: int, residual_bits: int, device: str
 ) -> None:
     dtypes = [FLOATS[i % 4] for i in range(len(SHAPES))]
     states = []
     for on in (None, torch.device(device)):
-        ranks = Ranks(on, dtypes, 6, 1, turns=turns, spread=spread)
+        ranks = Ranks(on, dtypes, 6, 1, turns=turns, spread=spread, residual_bits=residual_bits)
         for step in range(3):
             ranks.step(step, delay=1)
         for rank, codec in enumerate(ranks.codecs):
@@ -308,6 +345,27 @@ def test_ranks_with_either_codec_hold_one_reference(delay: str) -> None:
         assert torch.equal(other["reference"], first["reference"])
 
 
-def test_a_residual_of_16_bits_is_refused_with_the_way_out() -> None:
-    with pytest.raises(ValueError, match=r"residual_bits=16.*host memory"):
-        extension().Codec([5000], 6, 1, torch.device("cpu"), residual_bits=16)
+def _resident_bytes() -> int:
+    ctypes.CDLL(None).malloc_trim(0)
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+@pytest.mark.parametrize(
+    ("share", "residual_bits", "bytes_a_weight"), [(SHARE, 32, 8), (SHARE, 16, 6), (1.0, 32, 4)]
+)
+def test_memory_between_steps_is_that_of_the_reference_and_the_residual(
+    share: float, residual_bits: int, bytes_a_weight: int
+) -> None:
+    weights = 1 << 24
+    device = torch.device("cpu")
+    for count in (1 << 16, weights):  # the first one: what any codec takes once
+        before = _resident_bytes()
+        codec = extension().Codec([count], 6, 1, device, turns=16, residual_bits=residual_bits)
+        x = torch.zeros(count)
+        assert codec.begin([x]) is None
+        for number in range(1, 4):
+            x += 0.01
+            codec.advance([x], number, None, share, share)
+        taken = _resident_bytes() - before
+    assert taken / weights == pytest.approx(4 + bytes_a_weight, abs=0.5)  # 4: x
