@@ -55,6 +55,12 @@ class Codec {
     return outcome(codec_->advance(views(x), number, exchange.due(), share_before, share_after));
   }
 
+  py::object follow(const Tensors& x, std::uint64_t number, const std::optional<Arrived>& arrived,
+                    float share_before, float share_after) {
+    const Exchange exchange(*codec_, arrived);
+    return outcome(codec_->follow(views(x), number, exchange.due(), share_before, share_after));
+  }
+
   py::object encode(const Tensors& x, std::uint64_t number, float share_before) {
     return outcome(codec_->encode(views(x), number, share_before));
   }
@@ -176,6 +182,7 @@ void bind_codec(py::module_& module) {
            py::arg("turns") = 1, py::arg("spread_steps") = 0, py::arg("residual_bits") = 32)
       .def("begin", &Codec::begin)
       .def("advance", &Codec::advance)
+      .def("follow", &Codec::follow)
       .def("encode", &Codec::encode)
       .def("settle", &Codec::settle)
       .def("apply", &Codec::apply)

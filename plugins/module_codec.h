@@ -105,8 +105,8 @@ struct TensorState {
 /// and the others keep what the optimizer does to them in full until they are looked at.
 ///
 /// Calls run on the caller's thread, with tasks in the config's arena. Not thread-safe but for
-/// parse(): one call at a time. No call changes W but begin(), settle(), apply(), advance() and
-/// restore_state(), and those only by what all ranks know, in participant order.
+/// parse(): one call at a time. No call changes W but begin(), settle(), apply(), advance(),
+/// follow() and restore_state(), and those only by what all ranks know, in participant order.
 /// std::invalid_argument where tensors, records or a state do not fit the geometry.
 class ModuleCodec {
  public:

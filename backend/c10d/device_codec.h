@@ -3,14 +3,16 @@
 #include <ATen/ATen.h>
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
 
-#include "backend/c10d/device_state.h"
 #include "plugins/module_codec.h"
 
 namespace distro::c10d_backend {
+
+struct DeviceState;
 
 /// The `weights` mode codec of a module whose parameters lie on one device: W and R lie there, and
 /// every dense operation runs there, by ATen, on the caller's current stream. To the host go the
@@ -26,10 +28,11 @@ namespace distro::c10d_backend {
 class DeviceCodec final : public plugins::ModuleCodec {
  public:
   DeviceCodec(plugins::Geometry geometry, const plugins::WeightsConfig& config, at::Device device);
+  ~DeviceCodec() override;
+  DeviceCodec(const DeviceCodec&) = delete;
+  DeviceCodec& operator=(const DeviceCodec&) = delete;
 
-  [[nodiscard]] const plugins::Geometry& geometry() const noexcept override {
-    return state_.geometry;
-  }
+  [[nodiscard]] const plugins::Geometry& geometry() const noexcept override;
   [[nodiscard]] std::optional<std::size_t> first_non_finite(Views x) override;
   std::optional<std::size_t> begin(Views x) override;
   plugins::Step advance(Views x, std::uint64_t number, const plugins::Due* due, float share_before,
@@ -44,7 +47,7 @@ class DeviceCodec final : public plugins::ModuleCodec {
   [[nodiscard]] std::vector<std::byte> empty_record(std::uint64_t number) const override;
   [[nodiscard]] plugins::ParsedRecord parse(std::span<const std::byte> body,
                                             std::uint64_t number) const override;
-  [[nodiscard]] std::uint64_t checksum() const noexcept override { return state_.checksum; }
+  [[nodiscard]] std::uint64_t checksum() const noexcept override;
   [[nodiscard]] std::vector<plugins::TensorState> state(Views x, float share) override;
   [[nodiscard]] std::uint64_t fingerprint(Views x, std::uint64_t number) override;
   void restore_state(std::size_t tensor, std::span<const float> reference,
@@ -56,7 +59,7 @@ class DeviceCodec final : public plugins::ModuleCodec {
   plugins::Step step(Views x, std::uint64_t number, const plugins::Due* due, float share_before,
                      const float* share_after, bool selects);
 
-  DeviceState state_;
+  std::unique_ptr<DeviceState> state_;
 };
 
 /// The factory of codecs on a device.

@@ -18,7 +18,6 @@ class DeviceLayout {
   /// `first_slot`: where the turn begins in the memory of all turns.
   DeviceLayout(const plugins::Geometry& geometry, std::size_t turn, std::int64_t first_slot);
 
-  [[nodiscard]] std::int64_t tiles() const noexcept { return tiles_; }
   [[nodiscard]] std::int64_t first_slot() const noexcept { return first_slot_; }
   [[nodiscard]] std::int64_t slots() const noexcept;
 

@@ -18,14 +18,16 @@ class DeviceResidual {
   /// From now on there is memory; zeros, unless it was there.
   void keep();
   /// There is none any more, and it goes back to torch's allocator.
-  void drop() noexcept { memory_.reset(); }
+  void drop();
   void fill_zeros();
 
-  /// [slots] fp32 values from slot `begin` on, to read and to change: those that are kept, or zeros
-  /// where none are or they do not have to be `read`.
-  [[nodiscard]] at::Tensor open(std::int64_t begin, std::int64_t slots, bool read) const;
-  /// Keeps what open() gave; `values` are then what is kept.
-  void close(at::Tensor& values, std::int64_t begin) const;
+  /// [slots] fp32 values from slot `begin` on, to read and to change until they are closed; zeros
+  /// where none are kept. The memory itself, or a copy.
+  [[nodiscard]] at::Tensor open(std::int64_t begin, std::int64_t slots);
+  /// The same, but what is kept does not count any more: zeros.
+  [[nodiscard]] at::Tensor open_anew(std::int64_t begin, std::int64_t slots);
+  /// Keeps what was opened; `values` are then what is kept.
+  void close(const at::Tensor& values, std::int64_t begin);
 
   /// [slots of all turns], fp32 or bf16; undefined where none is kept.
   [[nodiscard]] const at::Tensor& memory() const noexcept { return memory_; }

@@ -80,12 +80,13 @@ at::Tensor DeviceState::of_turn(const at::Tensor& slots, std::size_t turn) const
   return slots.narrow(0, layout.first_slot(), layout.slots());
 }
 
-at::Tensor DeviceState::open(std::size_t turn, bool read) const {
+at::Tensor DeviceState::open(std::size_t turn, bool derive) {
   const DeviceLayout& layout = turns[turn].layout;
-  return r.open(layout.first_slot(), layout.slots(), read);
+  return derive ? r.open_anew(layout.first_slot(), layout.slots())
+                : r.open(layout.first_slot(), layout.slots());
 }
 
-void DeviceState::close(std::size_t turn, at::Tensor& residual) const {
+void DeviceState::close(std::size_t turn, const at::Tensor& residual) {
   r.close(residual, turns[turn].layout.first_slot());
 }
 
@@ -108,24 +109,25 @@ at::Tensor DeviceState::absorb(std::size_t turn, const Chunks& chunks, float sha
 }
 
 void DeviceState::restore(std::size_t turn, const Chunks& chunks, const at::Tensor& residual,
-                          float share, bool touched_only) const {
+                          float share, const at::Tensor* touched) const {
   const std::int64_t first_slot = turns[turn].layout.first_slot();
-  at::Tensor touched;
-  if (touched_only) {
-    if (!touched_slots.defined() || touched_turn != turn) {
+  at::Tensor writes;
+  if (touched != nullptr) {
+    if (!touched->defined()) {
       return;
     }
-    touched = at::zeros(residual.sizes(), w.options().dtype(at::kBool));
-    touched.index_fill_(0, touched_slots, true);
+    writes = at::zeros(residual.sizes(), w.options().dtype(at::kBool));
+    writes.index_fill_(0, *touched, true);
   }
   for (const auto& chunk : chunks) {
     const at::Tensor x =
         sum_of(arrived(chunk), residual.narrow(0, chunk.begin - first_slot, chunk.slots), share,
                chunk.type)
             .to(chunk.type);
-    chunk.assign(touched_only ? at::where(touched.narrow(0, chunk.begin - first_slot, chunk.slots),
-                                          x, chunk.weights().view_as(x))
-                              : x);
+    chunk.assign(writes.defined()
+                     ? at::where(writes.narrow(0, chunk.begin - first_slot, chunk.slots), x,
+                                 chunk.weights().view_as(x))
+                     : x);
   }
 }
 
@@ -150,19 +152,20 @@ void DeviceState::keep_residual(Views x, float share) {
   }
 }
 
-void DeviceState::all_left(Views x, float share) noexcept {
+void DeviceState::all_left(Views x, float share) {
   if (geometry.turns() == 1) {
     drop_residual(x, share);
   }
 }
 
-void DeviceState::drop_residual(Views x, float share) noexcept {
+void DeviceState::drop_residual(Views x, float share) {
   if (plugins::derives_residual(x, share)) {
     r.drop();
   }
 }
 
-void DeviceState::move_reference(const plugins::Due& due) {
+at::Tensor DeviceState::move_reference(const plugins::Due& due) {
+  const plugins::Spread spread = plugins::spread(due.gain, config.spread_steps, geometry.turns());
   const std::size_t turn = due.turn();
   const std::size_t runs = geometry.runs(turn).size();
   for_each_run(turn, [&](std::size_t run, const plugins::TileRun& tiles) {
@@ -181,19 +184,23 @@ void DeviceState::move_reference(const plugins::Due& due) {
     }
   });
   std::vector<std::int64_t> slots;
+  std::vector<float> sums;
   std::vector<std::size_t> begin;  // of each run in slots
   for (const Touched& touched : std::span(touched_by_run).first(runs)) {
     begin.push_back(slots.size());
     slots.insert(slots.end(), touched.slot.begin(), touched.slot.end());
+    sums.insert(sums.end(), touched.sum.begin(), touched.sum.end());
   }
-  touched_turn = turn;
-  touched_slots = at::Tensor();
+  const at::Tensor p = pending.defined() ? of_turn(pending, turn) : at::Tensor();
   if (slots.empty()) {
-    return;
+    if (p.defined()) {
+      p.mul_(static_cast<double>(spread.keep));
+    }
+    return {};
   }
-  touched_slots = to_device<std::int64_t>(slots, at::kLong, device);
+  const at::Tensor at_slots = to_device<std::int64_t>(slots, device);
   const at::Tensor w_of_turn = of_turn(w, turn);
-  const at::Tensor values = to_host(w_of_turn.index_select(0, touched_slots));
+  const at::Tensor values = to_host(w_of_turn.index_select(0, at_slots));
   auto* const value_of = values.mutable_data_ptr<float>();
   for_each_run(turn, [&](std::size_t run, const plugins::TileRun&) {
     Touched& touched = touched_by_run[run];
@@ -211,27 +218,13 @@ void DeviceState::move_reference(const plugins::Due& due) {
   for (const Touched& touched : std::span(touched_by_run).first(runs)) {
     checksum += touched.checksum;
   }
-  w_of_turn.index_copy_(0, touched_slots, values.to(device, /*non_blocking=*/true));
-}
-
-void DeviceState::move_pending(const plugins::Due& due) {
-  keep_pending(due);
-  if (!pending.defined()) {
-    return;
+  w_of_turn.index_copy_(0, at_slots, values.to(device, /*non_blocking=*/true));
+  if (p.defined()) {
+    const at::Tensor added = to_device<float>(sums, device).mul_(static_cast<double>(spread.gain));
+    p.index_copy_(0, at_slots, p.index_select(0, at_slots).add_(added));
+    p.mul_(static_cast<double>(spread.keep));
   }
-  const plugins::Spread spread = plugins::spread(due.gain, config.spread_steps, geometry.turns());
-  at::Tensor p = of_turn(pending, due.turn());
-  if (touched_slots.defined()) {
-    std::vector<float> sums;
-    for (const Touched& touched :
-         std::span(touched_by_run).first(geometry.runs(due.turn()).size())) {
-      sums.insert(sums.end(), touched.sum.begin(), touched.sum.end());
-    }
-    const at::Tensor added =
-        to_device<float>(sums, at::kFloat, device).mul_(static_cast<double>(spread.gain));
-    p.index_copy_(0, touched_slots, p.index_select(0, touched_slots).add_(added));
-  }
-  p.mul_(static_cast<double>(spread.keep));
+  return at_slots;
 }
 
 void DeviceState::take_from(const at::Tensor& residual, const plugins::ParsedRecord& own) const {
@@ -244,8 +237,8 @@ void DeviceState::take_from(const at::Tensor& residual, const plugins::ParsedRec
       slots[i] = static_cast<std::int64_t>(t) * kTile + own.index[i];
     }
   }
-  const at::Tensor index = to_device<std::int64_t>(slots, at::kLong, device);
-  const at::Tensor sent = to_device<float>(own.value, at::kFloat, device);
+  const at::Tensor index = to_device<std::int64_t>(slots, device);
+  const at::Tensor sent = to_device<float>(own.value, device);
   residual.index_copy_(0, index, residual.index_select(0, index).sub_(sent));
 }
 
@@ -278,10 +271,9 @@ std::vector<std::byte> DeviceState::write(std::size_t turn, const at::Tensor& ke
   });
 }
 
-void DeviceState::exchange(const plugins::Due& due, const at::Tensor& residual) {
-  move_reference(due);
-  move_pending(due);
+at::Tensor DeviceState::exchange(const plugins::Due& due, const at::Tensor& residual) {
   take_from(residual, *due.contributions[due.own].record);
+  return move_reference(due);
 }
 
 }  // namespace distro::c10d_backend

@@ -20,7 +20,7 @@
 namespace distro::c10d_backend {
 
 /// The memory of a `weights` codec on a device, and what passes over it. Callers hold a
-/// PlainArithmetic.
+/// LastingArithmetic.
 struct DeviceState {
   using Views = plugins::ModuleCodec::Views;
 
@@ -41,6 +41,8 @@ struct DeviceState {
   using Chunks = std::vector<DeviceLayout::Chunk>;
 
   DeviceState(plugins::Geometry cut, const plugins::WeightsConfig& how, at::Device where);
+  DeviceState(const DeviceState&) = delete;  // coders point into the geometry
+  DeviceState& operator=(const DeviceState&) = delete;
 
   [[nodiscard]] Chunks chunks(std::size_t turn, Views x) const;
   /// Whether all of these weights are finite. The host waits for the device.
@@ -49,29 +51,34 @@ struct DeviceState {
   [[nodiscard]] at::Tensor arrived(const DeviceLayout::Chunk& chunk) const;
   /// What [slots of all turns] has of one.
   [[nodiscard]] at::Tensor of_turn(const at::Tensor& slots, std::size_t turn) const;
-  /// R of a turn, to read and to change until it is closed. `read`: as DeviceResidual::open().
-  [[nodiscard]] at::Tensor open(std::size_t turn, bool read) const;
-  void close(std::size_t turn, at::Tensor& residual) const;
+  /// R of a turn, to read and to change until it is closed; `derive`: zeros, to which absorb() adds
+  /// all that x is ahead of W.
+  [[nodiscard]] at::Tensor open(std::size_t turn, bool derive);
+  void close(std::size_t turn, const at::Tensor& residual);
   /// The turn's residual += what the optimizer did to these weights, of which x was left with this
   /// share. Returns the sum of |move|, a scalar on the device.
   [[nodiscard]] at::Tensor absorb(std::size_t turn, const Chunks& chunks, float share,
                                   const at::Tensor& residual) const;
   /// Whether x is W + R before as after, but for what the exchange changes.
   [[nodiscard]] bool touches_only(Views x, float share_after, bool ahead) const noexcept;
+  /// x = W + share * R; `touched`: only there, [entries] slots from the turn's first on (undefined:
+  /// nowhere).
   void restore(std::size_t turn, const Chunks& chunks, const at::Tensor& residual, float share,
-               bool touched_only) const;
+               const at::Tensor* touched) const;
   /// Whether R is what x, left with this share, is ahead of W.
   [[nodiscard]] bool derives(Views x, float share) const noexcept;
   /// The following say when R and P are kept, as those of plugins::WeightsState: bits depend on it.
   void keep_residual(Views x, float share);
   void keep_pending(const plugins::Due& due);
-  void all_left(Views x, float share) noexcept;
-  void drop_residual(Views x, float share) noexcept;
-  /// Apply an exchange to W, P and the residual of its turn.
-  void exchange(const plugins::Due& due, const at::Tensor& residual);
-  void move_reference(const plugins::Due& due);
-  void move_pending(const plugins::Due& due);
+  void all_left(Views x, float share);
+  void drop_residual(Views x, float share);
+  /// Apply an exchange to W and P of its turn; its keep_pending() has been called. Returns what
+  /// changed, as restore() takes it.
+  [[nodiscard]] at::Tensor move_reference(const plugins::Due& due);
+  /// residual -= what this participant sent.
   void take_from(const at::Tensor& residual, const plugins::ParsedRecord& own) const;
+  /// Both of them.
+  [[nodiscard]] at::Tensor exchange(const plugins::Due& due, const at::Tensor& residual);
   /// The body of a turn's record, of the keys of its entries in host memory.
   [[nodiscard]] std::vector<std::byte> write(std::size_t turn, const at::Tensor& keys);
   /// Runs task(number of the run, its tiles) for every run of a turn.
@@ -84,13 +91,9 @@ struct DeviceState {
   const at::Device device;
   std::vector<Turn> turns;
   DeviceSelection selection;
-  DeviceResidual r;    // not kept: what x is ahead of W
-  at::Tensor w;        // [slots] fp32
-  at::Tensor pending;  // P, [slots] fp32; undefined: no gain was spread so far
-  // [entries] int64: where the last exchange changed W, from its turn's first slot on; undefined:
-  // nowhere.
-  at::Tensor touched_slots;
-  std::size_t touched_turn = 0;
+  DeviceResidual r;            // not kept: what x is ahead of W
+  at::Tensor w;                // [slots] fp32
+  at::Tensor pending;          // P, [slots] fp32; undefined: no gain was spread so far
   bool encoded_ahead = false;  // x was W + R at the step before
   std::uint64_t checksum = 0;
   std::vector<std::byte> staging;

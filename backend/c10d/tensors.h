@@ -3,10 +3,11 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/core/DispatchKeySet.h>
+#include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
+#include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <optional>
 #include <span>
 #include <vector>
@@ -26,6 +27,17 @@ class PlainArithmetic {
  private:
   at::NoGradGuard no_grad_;
   c10::impl::ExcludeDispatchKeyGuard no_autocast_{c10::autocast_dispatch_keyset};
+};
+
+/// PlainArithmetic on tensors that outlive the call: they are no inference tensors, whatever mode a
+/// script calls us in.
+class LastingArithmetic {
+ public:
+  LastingArithmetic() = default;
+
+ private:
+  c10::InferenceMode normal_{false};  // first: it switches autograd on
+  PlainArithmetic plain_;
 };
 
 /// The torch type of a codec type, and back (empty: not a type that weights mode exchanges).
@@ -53,14 +65,14 @@ void synchronise(at::Device device);
 /// copied from or to a device.
 [[nodiscard]] at::Tensor host_like(const at::Tensor& tensor, at::Device device);
 
-/// A copy of host values on the device, in the order of the current stream. `type` is of Value's
-/// size.
+/// A copy of host values on the device, in the order of the current stream.
 template <class Value>
-[[nodiscard]] at::Tensor to_device(std::span<const Value> values, at::ScalarType type,
-                                   at::Device device) {
+[[nodiscard]] at::Tensor to_device(std::span<const Value> values, at::Device device) {
   at::Tensor host = at::empty({static_cast<std::int64_t>(values.size())},
-                              at::TensorOptions().dtype(type).pinned_memory(!device.is_cpu()));
-  std::memcpy(host.data_ptr(), values.data(), values.size_bytes());
+                              at::TensorOptions()
+                                  .dtype(c10::CppTypeToScalarType<Value>::value)
+                                  .pinned_memory(!device.is_cpu()));
+  std::ranges::copy(values, host.mutable_data_ptr<Value>());
   return host.to(device, /*non_blocking=*/true);
 }
 
