@@ -74,11 +74,11 @@ struct Bases {
     float* next_row = row.data();
     float* next_rotation = rotation.data();
     for (std::size_t side = 1; side <= kLargestSide; ++side) {
-      begin[side] = next;
+      tables.basis[side] = next;
       next = fill(next, side);
-      begin_row[side] = next_row;
+      tables.rows[side] = next_row;
       next_row = fill_dct(next_row, side, side);
-      begin_rotation[side] = next_rotation;
+      tables.rotations[side] = next_rotation;
       next_rotation = fill_rotations(next_rotation, side);
     }
   }
@@ -121,24 +121,16 @@ struct Bases {
   }
 
   std::array<float, of_all_sides(factors)> factor{};
-  std::array<const float*, kLargestSide + 1> begin{};
   std::array<float, of_all_sides(whole_rows)> row{};
-  std::array<const float*, kLargestSide + 1> begin_row{};
   std::array<float, of_all_sides(rotations)> rotation{};
-  std::array<const float*, kLargestSide + 1> begin_rotation{};
+  DctTables tables{};
 };
-
-const Bases& bases() noexcept {
-  static const Bases kBases;
-  return kBases;
-}
 
 }  // namespace
 
-const float* dct_basis(std::size_t side) noexcept { return bases().begin[side]; }
-
-const float* dct_rows(std::size_t side) noexcept { return bases().begin_row[side]; }
-
-const float* dct_rotations(std::size_t side) noexcept { return bases().begin_rotation[side]; }
+const DctTables& dct_tables() noexcept {
+  static const Bases kBases;
+  return kBases.tables;
+}
 
 }  // namespace distro::kernels
