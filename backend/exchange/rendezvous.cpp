@@ -19,9 +19,9 @@ namespace {
 
 using nlohmann::json;
 
-// Version of what ranks tell each other in the store and in records. Ranks of different versions do
-// not mix.
-constexpr int kVersion = 3;
+// Version of what ranks tell each other in the store and in records, and of the bits that codecs
+// make of records. Ranks of different versions do not mix.
+constexpr int kVersion = 4;
 
 // How long a rank that cannot start waits for others to tell it to. Shorter leaves those that come
 // later to their time-out, longer keeps back what is wrong from the user.
