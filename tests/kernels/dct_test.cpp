@@ -196,7 +196,7 @@ TEST(Dct, ReadsRowsThatAreApart) {
 
 TEST(DctBasis, FactorsAreCorrectlyRounded) {
   for (std::size_t side = 1; side <= kLargestSide; ++side) {
-    const float* factor = dct_basis(side);
+    const float* factor = dct_tables().basis[side];
     const auto expect = [&](std::size_t angle, std::size_t m, bool first) {
       const long double pi = std::numbers::pi_v<long double>;
       const long double scale = std::sqrt((first ? 1.0L : 2.0L) / static_cast<long double>(side));
@@ -219,7 +219,7 @@ TEST(DctBasis, FactorsAreCorrectlyRounded) {
         expect((2 * i + 1) * k, m, k == 0);
       }
     }
-    factor = dct_rows(side);
+    factor = dct_tables().rows[side];
     for (std::size_t k = 0; k < side; ++k) {
       for (std::size_t i = 0; i < side; ++i) {
         expect((2 * i + 1) * k, side, k == 0);
