@@ -34,7 +34,7 @@ struct DctTables {
   const float* rotations[kLargestSide + 1];
 };
 
-/// Computed at the first call (640 KB); any thread. Code between vectors that are in registers asks
+/// Computed at the first call (610 KB); any thread. Code between vectors that are in registers asks
 /// once: a call does not keep them there.
 [[nodiscard]] const DctTables& dct_tables() noexcept;
 

@@ -14,14 +14,16 @@ namespace distro::c10d_backend {
 
 struct DeviceState;
 
-/// The `weights` mode codec of a module whose parameters lie on one device: W and R lie there, and
-/// every dense operation runs there, by ATen, on the caller's current stream. To the host go the
-/// selected entries only, and W at the entries that an exchange touches.
+/// The `weights` mode codec of a module whose parameters lie on one device: W, P and R, if it is
+/// kept, lie there, and every dense operation runs there, by ATen, on the caller's current stream.
+/// Of the weights only the selected entries go to the host, W at the entries that an exchange
+/// touches, and what a fingerprint is taken of.
 ///
-/// Writes the same records as plugins::WeightsCodec, and holds the same bits of W: what changes W
-/// is computed on the host by the same functions, in participant order, and the device only stores
-/// it. The dense operations are single multiplications, additions and roundings, each in a kernel
-/// of its own, so that no compiler can contract them (ADR 0013).
+/// Writes the same records as plugins::WeightsCodec, and holds the same bits, of finite weights
+/// (with others both refuse to go on, and differ in what they leave behind): what changes W is
+/// computed on the host by the same functions, in participant order, and the device only stores it.
+/// The dense operations are single multiplications, additions and roundings, each in a kernel of
+/// its own, so that no compiler can contract them (ADR 0013).
 ///
 /// Device-independent: on the CPU device it is an (unhurried) host codec, which is how it is
 /// tested.

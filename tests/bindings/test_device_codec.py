@@ -416,6 +416,19 @@ def test_a_non_finite_weight_is_named_and_nothing_changes(bad: float, dtype: tor
         _equal(before, after)
 
 
+@pytest.mark.parametrize("device", [None, torch.device("cpu")])
+def test_weights_that_become_non_finite_before_they_are_settled_are_refused(
+    device: torch.device | None,
+) -> None:
+    ranks = Ranks(device, [torch.float32] * len(SHAPES), 6, 1, ranks=1, share=1)
+    (codec,), (x,) = ranks.codecs, ranks.x
+    ranks.move(0)
+    record, _ = codec.encode(x, 1, 1.0)
+    x[6][4321] = float("nan")
+    with pytest.raises(RuntimeError, match=r"between encode\(\) and settle\(\)"):
+        codec.settle(x, ([record], 0, GAIN, 1), 1.0)
+
+
 @pytest.mark.parametrize("residual_bits", [16, 32])
 @devices
 def test_memory_taken_in_inference_mode_is_changed_outside_of_it(

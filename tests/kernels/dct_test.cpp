@@ -125,6 +125,30 @@ TEST(Dct, InverseBringsBack) {
   }
 }
 
+// Two values of each of some row frequencies, to where these are many and one fewer.
+TEST(Dct, InverseOfSomeRowFrequenciesBringsThemBack) {
+  for (const Shape shape : {Shape{64, 64}, Shape{64, 17}, Shape{32, 64}, Shape{32, 20}}) {
+    std::mt19937 random(8);
+    std::vector<std::size_t> frequencies(shape.rows);
+    std::iota(frequencies.begin(), frequencies.end(), std::size_t{0});
+    for (const std::size_t count :
+         {std::size_t{1}, shape.rows / 3, shape.rows / 3 + 1, shape.rows - 1}) {
+      std::shuffle(frequencies.begin(), frequencies.end(), random);
+      Values coefficients(shape.rows * shape.columns);
+      for (std::size_t i = 0; i < count; ++i) {
+        coefficients[random() % shape.columns * shape.rows + frequencies[i]] += 1.0F;
+        coefficients[random() % shape.columns * shape.rows + frequencies[i]] -= 0.5F;
+      }
+      const Values block = restored(best_isa(), coefficients, shape);
+      EXPECT_LT(largest_error(coefficients, reference_dct(block, shape)), 4e-6)
+          << shape.rows << " x " << shape.columns << ", " << count << " row frequencies";
+      for (const Isa isa : isas()) {
+        EXPECT_TRUE(same_bits(restored(isa, coefficients, shape), block));
+      }
+    }
+  }
+}
+
 TEST(Dct, KeepsLengthsAndAngles) {
   const Shape shape{64, 48};
   const Values a = random_block(shape, 3);
