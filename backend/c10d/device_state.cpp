@@ -191,14 +191,16 @@ at::Tensor DeviceState::move_reference(const plugins::Due& due) {
     slots.insert(slots.end(), touched.slot.begin(), touched.slot.end());
     sums.insert(sums.end(), touched.sum.begin(), touched.sum.end());
   }
-  const at::Tensor p = pending.defined() ? of_turn(pending, turn) : at::Tensor();
+  const at::Tensor at_slots = to_device<std::int64_t>(slots, device);
+  if (pending.defined()) {
+    const at::Tensor p = of_turn(pending, turn);
+    const at::Tensor added = to_device<float>(sums, device).mul_(static_cast<double>(spread.gain));
+    p.index_copy_(0, at_slots, p.index_select(0, at_slots).add_(added));
+    p.mul_(static_cast<double>(spread.keep));
+  }
   if (slots.empty()) {
-    if (p.defined()) {
-      p.mul_(static_cast<double>(spread.keep));
-    }
     return {};
   }
-  const at::Tensor at_slots = to_device<std::int64_t>(slots, device);
   const at::Tensor w_of_turn = of_turn(w, turn);
   const at::Tensor values = to_host(w_of_turn.index_select(0, at_slots));
   auto* const value_of = values.mutable_data_ptr<float>();
@@ -219,11 +221,6 @@ at::Tensor DeviceState::move_reference(const plugins::Due& due) {
     checksum += touched.checksum;
   }
   w_of_turn.index_copy_(0, at_slots, values.to(device, /*non_blocking=*/true));
-  if (p.defined()) {
-    const at::Tensor added = to_device<float>(sums, device).mul_(static_cast<double>(spread.gain));
-    p.index_copy_(0, at_slots, p.index_select(0, at_slots).add_(added));
-    p.mul_(static_cast<double>(spread.keep));
-  }
   return at_slots;
 }
 

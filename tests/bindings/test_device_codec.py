@@ -3,124 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-import random
 import resource
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch_distro
+from codec_ranks import FLOATS, GAIN, SHAPES, SHARE, Ranks, assert_equal, assert_same, devices
 from models import batches, flat, train, wrapped
 from ranks import run
 from torch_distro._extension import extension
-
-RANKS = 3
-GAIN = 1.7
-SHARE = 0.45
-
-# Whole and partial tiles, a pool of several tiles, 0-d, empty.
-SHAPES = [(70, 130), (130,), (), (4096,), (0,), (3000,), (5000,), (17,), (3, 24000)]
-
-devices = pytest.mark.parametrize(
-    "device",
-    [
-        "cpu",
-        pytest.param(
-            "cuda",
-            marks=pytest.mark.skipif(torch.cuda.device_count() == 0, reason="no CUDA device"),
-        ),
-    ],
-)
-
-FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-class Ranks:
-    """Ranks whose codecs exchange records in memory; each step is a random move of each rank."""
-
-    def __init__(
-        self,
-        device: torch.device | None,
-        dtypes: list[torch.dtype],
-        k: int,
-        value_bits: int,
-        ranks: int = RANKS,
-        turns: int = 1,
-        shapes: Sequence[tuple[int, ...]] = SHAPES,
-        spread: int = 0,
-        share: float = SHARE,
-        residual_bits: int = 32,
-    ) -> None:
-        self.share = share
-        self.generator = torch.Generator().manual_seed(7)
-        start = [
-            torch.randn(shape, generator=self.generator).to(dtype)
-            for shape, dtype in zip(shapes, dtypes, strict=True)
-        ]
-        self.x = [[tensor.to(device or "cpu", copy=True) for tensor in start] for _ in range(ranks)]
-        self.make = lambda: extension().Codec(
-            [tensor.numel() for tensor in start], k, value_bits, device, turns, spread,
-            residual_bits,
-        )  # fmt: skip
-        self.codecs = [self.make() for _ in range(ranks)]
-        for codec, x in zip(self.codecs, self.x, strict=True):
-            assert codec.begin(x) is None
-        self.in_flight: list[bytes] | None = None
-        self.log: list[Any] = []
-        self.number = 0  # of the exchange in flight
-
-    def move(self, step: int) -> None:
-        for x in self.x:
-            for tensor in x:
-                move = torch.randn(tensor.shape, generator=self.generator) * 0.01
-                if step == 1:
-                    move = move.sign() * 0.01  # as Adam's first step: nothing but ties
-                if step == 2:
-                    move[tensor.abs().cpu() > 1] = 0  # fewer entries than a tile may keep
-                tensor.add_(move.to(tensor.device, tensor.dtype))
-
-    def due(self, own: int) -> tuple[list[bytes], int, float, int] | None:
-        return None if self.in_flight is None else (self.in_flight, own, GAIN, self.number)
-
-    def step(self, step: int, delay: int) -> None:
-        self.move(step)
-        number = self.number + 1
-        if delay == 1:
-            outcomes = [
-                codec.advance(x, number, self.due(rank), self.share, self.share)
-                for rank, (codec, x) in enumerate(zip(self.codecs, self.x, strict=True))
-            ]
-        else:
-            outcomes = [
-                codec.encode(x, number, self.share)
-                for codec, x in zip(self.codecs, self.x, strict=True)
-            ]
-        self.in_flight = [record for record, _ in outcomes]
-        self.number = number
-        if delay == 0:
-            for rank, (codec, x) in enumerate(zip(self.codecs, self.x, strict=True)):
-                codec.settle(x, self.due(rank), self.share)
-        self.note(outcomes)
-
-    def note(self, outcomes: list[Any]) -> None:
-        checksums = {codec.checksum for codec in self.codecs}
-        assert len(checksums) == 1
-        weights = [tensor.to("cpu", copy=True) for x in self.x for tensor in x]
-        self.log.append((checksums, [record for record, _ in outcomes], weights))
-
-
-def _equal(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> None:
-    assert all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
-
-
-def _same(host: Ranks, device: Ranks) -> None:
-    for step, (expected, actual) in enumerate(zip(host.log, device.log, strict=True)):
-        assert expected[0] == actual[0], f"reference at step {step}"
-        assert expected[1] == actual[1], f"records at step {step}"
-        for left, right in zip(expected[2], actual[2], strict=True):
-            assert torch.equal(left, right), f"weights at step {step}"
 
 
 @pytest.mark.parametrize("delay", [0, 1])
@@ -171,7 +64,7 @@ def test_records_reference_and_weights_are_those_of_the_host_codec(
     for ranks in kinds:
         for step in range(12):
             ranks.step(step, delay)
-    _same(*kinds)
+    assert_same(*kinds)
 
 
 @devices
@@ -182,7 +75,7 @@ def test_tensors_of_whole_rounds_of_turns_are_those_of_the_host_codec(device: st
     for ranks in kinds:
         for step in range(12):
             ranks.step(step, delay=1)
-    _same(*kinds)
+    assert_same(*kinds)
 
 
 @pytest.mark.parametrize("turns", [1, 3])
@@ -209,7 +102,7 @@ def test_what_follows_a_mean_is_as_with_the_host_codec(
         ranks.in_flight, ranks.number = [outcome[0]], 1
         for step in range(5, 8):
             ranks.step(step, delay=1)
-    _same(*kinds)
+    assert_same(*kinds)
 
 
 @pytest.mark.parametrize("share", [SHARE, 1.0])
@@ -234,7 +127,7 @@ def test_another_share_and_back_is_as_with_the_host_codec(
             for codec, x in zip(ranks.codecs, ranks.x, strict=True):
                 codec.reshare(x, ranks.share, other)
             ranks.share = other
-    _same(*kinds)
+    assert_same(*kinds)
 
 
 @pytest.mark.parametrize(
@@ -268,135 +161,7 @@ def test_a_marked_step_a_state_and_a_resume_are_those_of_the_host_codec(
         tensors += [tensor.to("cpu", copy=True) for tensor in x]
         states.append((checksum, record, resumed.empty_record(5), tensors))
     assert states[0][:3] == states[1][:3]
-    _equal(states[0][3], states[1][3])
-
-
-def _bits(tensor: torch.Tensor) -> bytes:
-    return tensor.cpu().flatten().view(torch.uint8).numpy().tobytes()
-
-
-class AnyCalls(Ranks):
-    """Two ranks, whose codecs are called in a random order; what a seed does is always the same."""
-
-    def __init__(self, device: torch.device | None, seed: int) -> None:
-        self.random = random.Random(seed)
-        one_of = self.random.choice
-        super().__init__(
-            device,
-            one_of([[torch.float32] * len(SHAPES), [one_of(FLOATS) for _ in SHAPES]]),
-            one_of([1, 6, 64, 4096]),
-            one_of([1, 32]),
-            ranks=2,
-            turns=one_of([1, 1, 2, 5]),
-            spread=one_of([0, 7]),
-            share=one_of([SHARE, 1.0]),
-            residual_bits=one_of([16, 32]),
-        )
-
-    def due(self, own: int) -> tuple[list[bytes], int, float, int] | None:
-        return None if self.in_flight is None else (self.in_flight, own, self.gain, self.number)
-
-    def call(self) -> tuple[str, set[int], list[bytes], list[bytes]]:
-        """Its name, and all that it made, by bit."""
-        self.gain = self.random.choice([1.0, GAIN])
-        self.move(self.random.randrange(1, 9))
-        call = self.random.choice(
-            [self.advance] * 6 + [self.encode_and_settle] * 4
-            + [self.apply, self.leave, self.reshare, self.resume, self.restart]
-        )  # fmt: skip
-        records = [record for record, _ in call()]
-        checksums = {codec.checksum for codec in self.codecs}
-        assert len(checksums) == 1
-        tensors = [tensor for x in self.x for tensor in x]
-        tensors += [part for state in self.states() for parts in state for part in parts]
-        return call.__name__, checksums, records, [_bits(tensor) for tensor in tensors]
-
-    def each(self) -> Iterator[tuple[int, Any, list[torch.Tensor]]]:
-        for rank, (codec, x) in enumerate(zip(self.codecs, self.x, strict=True)):
-            yield rank, codec, x
-
-    def another_share(self) -> float:
-        return self.random.choice([self.share, self.share, SHARE, 1.0])
-
-    def advance(self) -> list[Any]:
-        after, number = self.another_share(), self.number + 1
-        outcomes = []
-        for rank, codec, x in self.each():
-            if rank == 1 and self.random.random() < 0.3:
-                _, moved = codec.follow(x, number, self.due(rank), self.share, after)
-                outcomes.append((codec.empty_record(number), moved))
-            else:
-                outcomes.append(codec.advance(x, number, self.due(rank), self.share, after))
-        self.share, self.number = after, number
-        self.in_flight = [record for record, _ in outcomes]
-        return outcomes
-
-    def encode_and_settle(self) -> list[Any]:
-        self.apply()
-        after, self.number = self.another_share(), self.number + 1
-        outcomes = [codec.encode(x, self.number, self.share) for _, codec, x in self.each()]
-        self.in_flight = [record for record, _ in outcomes]
-        for rank, codec, x in self.each():
-            codec.settle(x, self.due(rank), after)
-        self.share, self.in_flight = after, None
-        return outcomes
-
-    def apply(self) -> list[Any]:
-        for rank, codec, _ in self.each():
-            if (due := self.due(rank)) is not None:
-                codec.apply(due)
-        self.in_flight = None
-        return []
-
-    def leave(self) -> list[Any]:
-        self.share = self.random.choice([0.0, SHARE, 1.0])
-        for _, codec, x in self.each():
-            codec.leave(x, self.share)
-        return []
-
-    def reshare(self) -> list[Any]:
-        after = self.another_share()
-        for _, codec, x in self.each():
-            codec.reshare(x, self.share, after)
-        self.share = after
-        return []
-
-    def states(self) -> list[list[tuple[torch.Tensor, ...]]]:
-        return [codec.state(x, self.share) for _, codec, x in self.each()]
-
-    def resume(self) -> list[Any]:
-        for (_, codec, _), state in zip(self.each(), self.states(), strict=True):
-            codec.restore_state(state)
-        return []
-
-    def restart(self) -> list[Any]:
-        """As after a mean of the ranks."""
-        self.number, self.in_flight = 0, None
-        for _, codec, x in self.each():
-            for mine, first in zip(x, self.x[0], strict=True):
-                mine.copy_(first)
-            assert codec.begin(x) is None
-        self.share = 0.0
-        return []
-
-
-@pytest.mark.parametrize("seed", range(40))
-@devices
-def test_calls_in_any_order_do_what_they_do_with_the_host_codec(seed: int, device: str) -> None:
-    host, other = (AnyCalls(on, seed) for on in (None, torch.device(device)))
-    calls = []
-    for _ in range(25):
-        expected, found = host.call(), other.call()
-        calls.append(expected[0])
-        assert [a == b for a, b in zip(expected, found, strict=True)] == [True] * 4, calls
-    bad = (5, 6, 8)[seed % 3]  # has weights in every turn
-    for ranks in (host, other):
-        ranks.x[1][bad].fill_(float("nan"))
-    outcomes = [
-        ranks.codecs[1].advance(ranks.x[1], ranks.number + 1, None, 1.0, 1.0)
-        for ranks in (host, other)
-    ]
-    assert outcomes == [bad] * 2
+    assert_equal(states[0][3], states[1][3])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -(2.0**101)])
@@ -413,7 +178,7 @@ def test_a_non_finite_weight_is_named_and_nothing_changes(bad: float, dtype: tor
     assert codec.begin(broken) == 6
     assert codec.checksum == checksum
     for before, after in zip(state, codec.state(x, SHARE), strict=True):
-        _equal(before, after)
+        assert_equal(before, after)
 
 
 @pytest.mark.parametrize("device", [None, torch.device("cpu")])
@@ -448,7 +213,7 @@ def test_memory_taken_in_inference_mode_is_changed_outside_of_it(
         ranks.share, ranks.in_flight = SHARE, None
         for step in range(1, 4):
             ranks.step(step, delay=1)
-    _same(*kinds)
+    assert_same(*kinds)
 
 
 def test_tensors_that_do_not_fit_are_refused() -> None:
